@@ -1,4 +1,7 @@
-"""Save and load fits: safetensors with checked metadata, written atomically."""
+"""Save and load fits and users: safetensors with checked metadata, written atomically.
+
+Loading checks format, version, names, shapes and dtypes, and executes nothing.
+"""
 
 import dataclasses
 import json
@@ -15,6 +18,9 @@ import safetensors.numpy
 
 from lore_jax.config import TrainConfig
 from lore_jax.results import Fitted, History
+from lore_jax.streaming import FORMAT as USERS
+from lore_jax.streaming import VERSION as USERS_VERSION
+from lore_jax.streaming import UserStates, from_arrays, to_arrays
 from lore_jax.types import Ids, Prior, RewardParams
 
 FORMAT = "lore_jax.fit"
@@ -36,6 +42,7 @@ _OPTIONAL = {
     "unpruned.basis": "DJ",
     "unpruned.logits": "UJ",
     "kept": "K",
+    "spread": "",  # files before it existed take the default
     "user_ids": "B",
     "item_ids": "C",
 }
@@ -62,6 +69,7 @@ def save(path: str | os.PathLike, fitted: Fitted) -> None:
         "log_weights": fitted.prior.log_weights,
         "concentration": fitted.prior.concentration,
         "tempering": fitted.prior.tempering,
+        "spread": fitted.prior.spread,
         "history.loss": fitted.history.loss,
         "history.weights_norm": fitted.history.weights_norm,
         "history.basis_norm": fitted.history.basis_norm,
@@ -88,7 +96,7 @@ def save(path: str | os.PathLike, fitted: Fitted) -> None:
 
 
 def load(path: str | os.PathLike) -> Fitted:
-    """Reads a fit; checks format, version, names, shapes and dtypes; executes nothing.
+    """Reads a fit.
 
     Args:
       path: a file that `save` wrote.
@@ -102,26 +110,7 @@ def load(path: str | os.PathLike) -> Fitted:
         do not fit together.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path} is a safetensors file but not a lore_jax fit: its format "
-                    f"is {metadata.get('format')!r}, expected {FORMAT!r}"
-                )
-            if metadata.get("version") != str(VERSION):
-                raise ValueError(
-                    f"{path} has format version {metadata.get('version')!r}; this "
-                    f"lore_jax reads version {VERSION}"
-                )
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file: {error}"
-        ) from error
+    arrays, metadata = _read(path, FORMAT, VERSION, "fit")
     _check(path, arrays)
     try:
         config = _config(json.loads(metadata["config"]))
@@ -151,6 +140,7 @@ def load(path: str | os.PathLike) -> Fitted:
         raise ValueError(f"{path} has temperature {temperature}, expected above 0")
     x = {name: jnp.asarray(a) for name, a in arrays.items() if "_ids" not in name}
     history = (x[f"history.{f}"] for f in ("loss", "weights_norm", "basis_norm"))
+    spread = {"spread": x["spread"]} if "spread" in x else {}
     unpruned = None
     if "kept" in x:
         unpruned = RewardParams(basis=x["unpruned.basis"], logits=x["unpruned.logits"])
@@ -163,6 +153,7 @@ def load(path: str | os.PathLike) -> Fitted:
             concentration=x["concentration"],
             tempering=x["tempering"],
             temperature=temperature,
+            **spread,
         ),
         history=History(*history, selection=selection),
         unpruned=unpruned,
@@ -171,6 +162,68 @@ def load(path: str | os.PathLike) -> Fitted:
         config=config,
         ids=None if all(x is None for x in names) else Ids(*names),
     )
+
+
+def save_users(path: str | os.PathLike, state: UserStates) -> None:
+    """Writes users' state to `path`; a crash leaves an old file as it was.
+
+    Args:
+      path: file to write, in an existing folder.
+      state: what `start_users`, `observe` or `merge` returned.
+
+    Raises:
+      TypeError: `state` is no `UserStates`.
+      OSError: the file cannot be written.
+    """
+    if not isinstance(state, UserStates):
+        raise TypeError(f"state must be a UserStates, got {type(state)}")
+    _write(pathlib.Path(path), safetensors.numpy.save(*to_arrays(state)))
+
+
+def load_users(path: str | os.PathLike) -> UserStates:
+    """Reads users' state, with their names, prior and basis fingerprint.
+
+    Args:
+      path: a file that `save_users` wrote.
+
+    Returns:
+      `UserStates`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is truncated, foreign, of a newer version, or its arrays
+        do not fit together.
+    """
+    path = pathlib.Path(path)
+    arrays, metadata = _read(path, USERS, USERS_VERSION, "set of users")
+    try:
+        return from_arrays(arrays, metadata)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _read(path: pathlib.Path, kind: str, version: int, what: str):
+    """(arrays, metadata) of a file of this format and version."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != kind:
+                raise ValueError(
+                    f"{path} is a safetensors file but not a lore_jax {what}: its "
+                    f"format is {metadata.get('format')!r}, expected {kind!r}"
+                )
+            if metadata.get("version") != str(version):
+                raise ValueError(
+                    f"{path} has format version {metadata.get('version')!r}; this "
+                    f"lore_jax reads version {version}"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file: {error}"
+        ) from error
 
 
 def _check(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

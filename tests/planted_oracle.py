@@ -124,6 +124,18 @@ def learned_prior(rng, alpha, rank, pairs, users):
     return prior
 
 
+def drawn_prior(rng, alpha, rank, num_atoms=200, concentration=10.0):
+    """The true population's prior as draws: for tests that need not learn one."""
+    import lore_jax as lore
+
+    return lore.Prior(
+        atoms=rng.dirichlet(np.full(rank, alpha), num_atoms).astype(np.float32),
+        log_weights=np.full(num_atoms, -math.log(num_atoms), np.float32),
+        concentration=np.float32(concentration),
+        tempering=np.float32(0),
+    )
+
+
 def compare(alpha, rank, pairs, *, users=400, seed=0, **sampler):
     """One row of the table: means and the paired difference in accuracy."""
     import lore_jax as lore
@@ -167,10 +179,7 @@ def main():
                     alpha, rank, pairs, users=settings.users, steps=settings.steps
                 )
                 row["seconds"] = time.perf_counter() - start
-                print(
-                    "  ".join(f"{k} {v:.4g}" for k, v in row.items()),  # noqa: RUF100
-                    flush=True,
-                )
+                print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ LAYERS = (
     {"losses", "population", "floor", "interior"},
     {"simplex"},
     {"prior"},
-    {"adapt", "diagnostics", "evaluate"},
-    {"selection", "reference", "marginal"},
-    {"train"},
+    {"adapt", "diagnostics", "evaluate", "mixture", "quadratic"},
+    {"selection", "reference", "marginal", "streaming"},
+    {"predict"},
+    {"train", "acquisition"},
     {"datasets", "checkpoint"},
     {"__init__"},
 )
@@ -136,7 +137,9 @@ def test_the_public_surface():
     promised = (
         "Preferences RewardParams TrainConfig AdaptConfig init_params reward "
         "reward_from_weights bradley_terry_loss fit adapt accuracy score save load "
-        "mixture_weights project margins evaluate population data datasets losses"
+        "mixture_weights project margins evaluate population data datasets losses "
+        "posterior predict_proba start_users observe weights merge score_pairs "
+        "best_pairs acquisition predict streaming"
     )
     missing = [name for name in promised.split() if not hasattr(lore_jax, name)]
     assert not missing

@@ -251,3 +251,77 @@ def test_the_file_is_plain_safetensors(saved):
     np.testing.assert_array_equal(
         arrays["basis"], np.asarray(make_fit(pruned=True).basis)
     )
+
+
+@pytest.fixture(scope="module")
+def users():
+    """(basis, pairs, state) of two users with names, one of them far from ASCII."""
+    rng = np.random.default_rng(0)
+    prior = make_fit().prior.replace(spread=jnp.asarray(0.5, jnp.float32))
+    basis = rng.normal(size=(5, 3)).astype(np.float32)
+    rows = [rng.normal(size=(4, 5)).astype(np.float32) for _ in range(2)]
+    names = ["Ünal", "b c"]
+    prefs = lore.Preferences.from_ragged(rows, user_ids=names)
+    start = lore.start_users(prior, 2, names)
+    return basis, prefs, lore.observe(start, basis, prefs)
+
+
+def test_users_round_trip(tmp_path, users):
+    basis, prefs, state = users
+    lore.checkpoint.save_users(tmp_path / "users", state)
+    loaded = lore.checkpoint.load_users(tmp_path / "users")
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert loaded.user_ids.tolist() == ["Ünal", "b c"]
+    assert loaded.prior.temperature == 100.0
+    np.testing.assert_array_equal(lore.weights(loaded), lore.weights(state))
+    assert list(lore.observe(loaded, basis, prefs).num_pairs) == [8, 8]
+    with pytest.raises(ValueError, match="fingerprint"):
+        lore.observe(loaded, basis + 1, prefs)
+
+
+def test_damaged_and_foreign_users_are_refused(tmp_path, users, saved):
+    path = tmp_path / "users"
+    with pytest.raises(FileNotFoundError):
+        lore.checkpoint.load_users(path)
+    with pytest.raises(TypeError, match="state"):
+        lore.checkpoint.save_users(path, make_fit())
+    with pytest.raises(ValueError, match="not a lore_jax set of users"):
+        lore.checkpoint.load_users(saved)
+    lore.checkpoint.save_users(path, users[2])
+    with pytest.raises(ValueError, match="not a lore_jax fit"):
+        lore.load(path)
+    content = path.read_bytes()
+    for share in (0.0, 0.01, 0.5, 0.999):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ValueError, match="users is truncated"):
+            lore.checkpoint.load_users(path)
+    arrays, metadata = lore.streaming.to_arrays(users[2])
+    arrays["linear"] = arrays["linear"][:1]
+    path.write_bytes(safetensors.numpy.save(arrays, metadata))
+    with pytest.raises(ValueError, match="users is damaged: linear"):
+        lore.checkpoint.load_users(path)
+
+
+def test_a_crash_while_saving_users_keeps_the_old_file(tmp_path, users, monkeypatch):
+    path = tmp_path / "users"
+    lore.checkpoint.save_users(path, users[2])
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        lore.checkpoint.save_users(path, users[2])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_from_before_the_spread_take_the_default(saved):
+    with safetensors.safe_open(saved, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+        metadata = file.metadata()
+    assert arrays.pop("spread") == np.float32(0.25)
+    saved.write_bytes(safetensors.numpy.save(arrays, metadata))
+    assert lore.load(saved).prior.spread == np.float32(0.25)

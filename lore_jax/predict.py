@@ -1,0 +1,272 @@
+"""What is known of a user beyond one weight vector: spread, and predictions with it.
+
+How much of the posterior's covariance (`mixture`) predictions should integrate over is
+learned on grouped validation: where the basis was shrunk to suit plugged-in weights,
+averaging on top of that would be under-confident.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lore_jax import _checks
+from lore_jax.adapt import adapt
+from lore_jax.evaluate import macro_mean, per_user_mean
+from lore_jax.floor import chunk_arrays, chunks, on_floor
+from lore_jax.losses import pair_loss
+from lore_jax.mixture import Mixture, margin_moments, mixture_of
+from lore_jax.prior import uniform_prior
+from lore_jax.reward import pair_rewards
+from lore_jax.selection import Validation, choose
+from lore_jax.types import Preferences, Prior
+
+_BLOCKS = (8192, 512)  # pairs of one program
+
+
+class Posterior(NamedTuple):
+    """Weights of users and how sure of them their pairs make us.
+
+    Attributes:
+      weights: float[U, K] on the simplex, what `adapt` returns.
+      mean: float[U, K], posterior mean over the prior's atoms.
+      deviation: float[U, K], posterior standard deviation of each weight.
+      covariance: float[U, K, K], or None where it was not asked for.
+      user_ids: str[U] or None.
+    """
+
+    weights: Any
+    mean: Any
+    deviation: Any
+    covariance: Any = None
+    user_ids: Any = None
+
+
+def posterior(
+    basis: jax.Array,
+    prefs: Preferences,
+    prior: Prior | None = None,
+    *,
+    covariance: bool = False,
+) -> Posterior:
+    """Posterior of every user's weights against a frozen basis.
+
+    Args:
+      basis: V, float[D, K].
+      prefs: pairs of U users.
+      prior: what `fit` learned; None is Dirichlet(1).
+      covariance: also return float[U, K, K].
+
+    Returns:
+      `Posterior`; a user without pairs gets the prior's mean and spread.
+
+    Raises:
+      ValueError: shapes disagree.
+      TypeError: `prior` is something else.
+    """
+    rank = np.shape(basis)[-1]
+    out: Any = None
+    for users, mixture, _ in _mixtures(basis, prefs, prior):
+        total = np.asarray(mixture.covariance)
+        if out is None:
+            shapes = ((rank,), (rank,), (rank,), (rank, rank))[: 3 + covariance]
+            out = [np.empty((prefs.num_users, *s), total.dtype) for s in shapes]
+        spread = np.sqrt(np.maximum(np.diagonal(total, axis1=1, axis2=2), 0))
+        parts = (mixture.weights, mixture.mean, spread, total)
+        for target, part in zip(out, parts):
+            target[users] = np.asarray(part)[: len(users)]
+    fields = dict(zip(Posterior._fields, out))
+    return Posterior(**fields, user_ids=_names(prefs))
+
+
+def predict_proba(
+    basis: jax.Array,
+    prefs: Preferences,
+    prior: Prior | None,
+    new_pairs: Preferences,
+    *,
+    spread: float | None = None,
+) -> np.ndarray:
+    """P(chosen is preferred) of new pairs, integrated over the posterior.
+
+        P_n = σ(z_n · p / √(1 + π/8 · ρ z_nᵀ Σ z_n))
+
+    Args:
+      basis: V, float[D, K].
+      prefs: what the users have already said.
+      prior: what `fit` learned; None is Dirichlet(1).
+      new_pairs: N pairs of the same users, matched by name where they have names;
+        `chosen` says which side the probability is of.
+      spread: ρ ≥ 0; 0 plugs the weights in. None is the prior's own, which `fit`
+        learned.
+
+    Returns:
+      float[N], in the caller's order of `new_pairs`.
+
+    Raises:
+      ValueError: shapes disagree, ρ is negative, or a user of `new_pairs` is not in
+        `prefs`.
+      TypeError: `prior` is something else.
+
+    References:
+      MacKay, The evidence framework applied to classification networks, 1992.
+    """
+    if spread is None:
+        spread = float((uniform_prior(1) if prior is None else prior).spread)
+    _checks.host_floats([spread], 1, "spread", 0.0, np.inf)
+    moments = map_pairs(margin_moments, basis, prefs, prior, new_pairs)
+    return np.asarray(jax.nn.sigmoid(_squeezed(moments, spread)))
+
+
+def learn_spread(
+    validation: Validation,
+    basis: jax.Array,
+    prior: Prior,
+    *,
+    candidates: tuple[float, ...] = (0.25, 0.0, 0.1, 0.5, 1.0, 2.0),
+) -> tuple[Prior, list[dict]]:
+    """The prior with its ρ, by log-loss on held-out judgements.
+
+    Args:
+      validation: a grouped split of the seen users' pairs.
+      basis: V, float[D, K], learned from `validation.training`.
+      prior: likewise; its κ and γ are used.
+      candidates: of ρ; the first is taken where no pair can be held out.
+
+    Returns:
+      (prior, a dict with macro log-loss for every candidate).
+
+    Raises:
+      ValueError: shapes disagree or a candidate is negative.
+    """
+    _checks.host_floats(candidates, len(candidates), "candidates", 0.0, np.inf)
+    heldout = validation.heldout
+    moments = map_pairs(margin_moments, basis, validation.training, prior, heldout)
+    rows = []
+    for rho in candidates:
+        losses = pair_loss(_squeezed(moments, rho)[heldout.order], heldout.label)
+        loss = macro_mean(per_user_mean(losses, heldout))
+        rows.append({"spread": rho, "log_loss": loss, "chosen": False})
+    best = jnp.asarray(choose(rows)["spread"], prior.atoms.dtype)
+    return prior.replace(spread=best), rows
+
+
+def _squeezed(moments: np.ndarray, spread: float) -> jax.Array:
+    """Margins whose sigmoid is the mean of the sigmoid of a normal: float[N]."""
+    return jnp.asarray(moments[:, 0] / np.sqrt(1 + np.pi / 8 * spread * moments[:, 1]))
+
+
+def map_pairs(
+    function: Callable[[Mixture, jax.Array, jax.Array], jax.Array],
+    basis: jax.Array,
+    prefs: Preferences,
+    prior: Prior | None,
+    new_pairs: Preferences,
+) -> np.ndarray:
+    """Something of every new pair, a chunk of users and a block of pairs at a time.
+
+    Args:
+      function: (mixture, z float[B, K], row int[B]) → float[B, J]; compiled by the
+        caller. `row` is the pair's user within the mixture.
+      basis: V, float[D, K].
+      prefs: what the users have already said.
+      prior: what `fit` learned; None is Dirichlet(1).
+      new_pairs: N pairs of the same users.
+
+    Returns:
+      float[N, J], in the caller's order of `new_pairs`.
+
+    Raises:
+      ValueError: shapes disagree, or a user of `new_pairs` is not in `prefs`.
+    """
+    place = _match(prefs, new_pairs)
+    new, _ = on_floor(new_pairs, basis)
+    by_seen = np.argsort(place, kind="stable")  # new users, in the order of prefs
+    starts = np.asarray(new.offsets)[:-1][by_seen]
+    counts = np.asarray(new.counts)[by_seen]
+    known = np.full(prefs.num_users, -1)
+    known[place[by_seen]] = np.arange(len(place))
+    columns: list[np.ndarray] = [np.empty(0, np.intp)]
+    values = []
+    for users, mixture, temperature in _mixtures(basis, prefs, prior):
+        mine = known[users]
+        rows = np.flatnonzero(mine >= 0)
+        size = counts[mine[rows]]
+        row = np.repeat(rows, size)
+        first = np.repeat(starts[mine[rows]] - (np.cumsum(size) - size), size)
+        pairs = first + np.arange(len(row))
+        for part, block in _blocks(len(pairs)):
+            count = len(pairs[part])
+            taken, whose = (
+                np.pad(x[part], (0, block - count)).astype(np.int32)
+                for x in (pairs, row)
+            )
+            side = None if new.rejected is None else np.asarray(new.rejected)[taken]
+            picked = new.replace(chosen=np.asarray(new.chosen)[taken], rejected=side)
+            z = pair_rewards(new.features, picked) / temperature
+            found = function(mixture, jnp.asarray(z), jnp.asarray(whose))
+            values.append(np.asarray(found)[:count])
+            columns.append(pairs[part])
+    if not values:
+        return np.zeros((0, 2), np.float32)
+    found = np.concatenate(values)
+    out = np.empty_like(found)
+    out[np.asarray(new.order)[np.concatenate(columns)]] = found
+    return out
+
+
+def _blocks(total: int):
+    """Yields (slice of the pairs, padded size): two sizes, so two programs."""
+    start = 0
+    while start < total:
+        block = _BLOCKS[0] if total - start > _BLOCKS[0] // 2 else _BLOCKS[1]
+        yield slice(start, min(start + block, total)), block
+        start += block
+
+
+def _names(prefs: Preferences):
+    return None if prefs.ids is None else prefs.ids.users
+
+
+def _match(prefs: Preferences, new_pairs: Preferences) -> np.ndarray:
+    """int[U'], where each user of `new_pairs` stands in `prefs`."""
+    old, new = _names(prefs), _names(new_pairs)
+    if (old is None) != (new is None):
+        named, plain = ("prefs", "new_pairs")[:: 1 if new is None else -1]
+        raise ValueError(
+            f"{named} names its users and {plain} does not: users are never matched "
+            "by position"
+        )
+    if old is not None:
+        return _checks.host_users(new, None, old)[1]
+    if prefs.num_users != new_pairs.num_users:
+        raise ValueError(
+            f"new_pairs must hold the users of prefs: {new_pairs.num_users} and "
+            f"{prefs.num_users} users, and neither has names"
+        )
+    return np.arange(prefs.num_users)
+
+
+def _mixtures(basis, prefs: Preferences, prior: Prior | None):
+    """Yields (users, Mixture, T) chunk by chunk; U × A stands for one chunk only."""
+    _checks.check_basis(basis, prefs.num_features)
+    seen, eye = on_floor(prefs, basis)
+    prior = uniform_prior(len(eye)) if prior is None else prior
+    weights = np.asarray(adapt(eye, seen, prior=prior).weights)
+    temperature = prior.temperature
+    one = jax.tree.map(lambda x: jnp.asarray(x, weights.dtype), prior)
+    for chunk in chunks(np.asarray(seen.counts), np.asarray(seen.offsets)):
+        z, weight, label = chunk_arrays(seen.features, seen, chunk)
+        mine = np.full((len(chunk.pairs), len(eye)), 1 / len(eye), weights.dtype)
+        mine[: len(chunk.users)] = weights[chunk.users]
+        mixture = mixture_of(
+            jnp.asarray(z) / temperature,
+            weight,
+            label,
+            mine,
+            one.replace(temperature=1.0),
+            unit_weights=prefs.weight is None,
+        )
+        yield chunk.users, mixture, temperature

@@ -1,0 +1,241 @@
+"""Spread of the posterior and predictions that integrate over it."""
+
+import jax
+import numpy as np
+import planted_oracle as oracle
+import pytest
+
+import lore_jax as lore
+from lore_jax import predict
+from lore_jax.selection import make_validation
+
+RANK = 3
+
+
+def make_prior(seed=0, rank=RANK, **changes):
+    rng = np.random.default_rng(seed)
+    fields = {
+        "atoms": rng.dirichlet(np.ones(rank), 20).astype(np.float32),
+        "log_weights": np.log(rng.dirichlet(np.ones(20))).astype(np.float32),
+        "concentration": np.float32(5.0),
+        "tempering": np.float32(0.2),
+    }
+    return lore.Prior(**{**fields, **changes}, temperature=2.0)
+
+
+@pytest.fixture(scope="module")
+def basis():
+    return np.random.default_rng(1).normal(size=(6, RANK)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def seen(make_preferences):
+    return make_preferences(weight=True, label=True)
+
+
+@pytest.fixture(scope="module")
+def new(make_preferences):
+    return make_preferences(num_pairs=90, seed=3)
+
+
+def user_pairs(prefs, basis, u, temperature=2.0):
+    """(z, weight, label) of one user, in float64."""
+    mine = np.flatnonzero(np.asarray(prefs.user) == u)
+    x = np.asarray(prefs.features, np.float64)
+    z = (x[prefs.chosen[mine]] - x[prefs.rejected[mine]]) @ basis / temperature
+    weight = np.ones(len(z)) if prefs.weight is None else prefs.weight[mine]
+    label = np.ones(len(z)) if prefs.label is None else prefs.label[mine]
+    return z, weight, label
+
+
+def oracle_moments(z, weight, label, p, prior):
+    """(p̄, Σ) from their definitions, by a constrained dense inverse."""
+    atoms = np.asarray(prior.atoms, np.float64)
+    kappa, gamma = float(prior.concentration), float(prior.tempering)
+    m = z @ atoms.T
+    logs = weight @ (label[:, None] * m - np.logaddexp(0, m))
+    power = max(weight.sum(), 1) ** -gamma
+    q = np.exp(power * logs + np.asarray(prior.log_weights, np.float64))
+    q /= q.sum()
+    mean = q @ atoms
+    between = (atoms - mean).T @ (q[:, None] * (atoms - mean))
+    if np.isinf(kappa):
+        return mean, between
+    chance = 1 / (1 + np.exp(-(z @ p)))
+    curve = power * (z.T * (weight * chance * (1 - chance))) @ z
+    curve += np.diag(kappa * mean / p**2)
+    # A basis of the plane Σ dp = 0 turns the constrained inverse into a plain one.
+    plane = np.linalg.svd(np.ones((1, len(p))))[2][1:].T
+    return mean, between + plane @ np.linalg.inv(plane.T @ curve @ plane) @ plane.T
+
+
+@pytest.mark.parametrize("kappa", [0.5, 5.0, np.inf])
+def test_mean_and_covariance_are_what_they_say(basis, seen, kappa):
+    prior = make_prior(concentration=np.float32(kappa))
+    got = predict.posterior(basis, seen, prior, covariance=True)
+    np.testing.assert_array_equal(
+        got.weights, lore.adapt(basis, seen, prior=prior).weights
+    )
+    for u in range(seen.num_users):
+        p = np.asarray(got.weights[u], np.float64)
+        mean, covariance = oracle_moments(*user_pairs(seen, basis, u), p, prior)
+        np.testing.assert_allclose(got.mean[u], mean, atol=1e-5)
+        np.testing.assert_allclose(got.covariance[u], covariance, atol=2e-5)
+        np.testing.assert_allclose(
+            got.deviation[u], np.sqrt(np.diag(covariance)), atol=1e-4
+        )
+
+
+def test_covariance_only_on_request_and_names_travel(basis):
+    rows = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
+    prefs = lore.Preferences.from_ragged(list(rows), user_ids=["a", "b"])
+    got = predict.posterior(basis, prefs, make_prior())
+    assert got.covariance is None
+    assert list(got.user_ids) == ["a", "b"]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
+def test_probabilities_are_what_they_say(basis, seen, new, spread):
+    prior = make_prior()
+    got = predict.predict_proba(basis, seen, prior, new, spread=spread)
+    weights = np.asarray(lore.adapt(basis, seen, prior=prior).weights, np.float64)
+    want = np.empty(new.num_pairs)
+    for u in range(seen.num_users):
+        z, _, _ = user_pairs(new, basis, u)
+        moments = oracle_moments(*user_pairs(seen, basis, u), weights[u], prior)
+        variance = np.einsum("qk,kl,ql->q", z, moments[1], z)
+        m = z @ weights[u] / np.sqrt(1 + np.pi / 8 * spread * variance)
+        stored = np.flatnonzero(np.asarray(new.user) == u)
+        want[new.order[stored]] = 1 / (1 + np.exp(-m))
+    np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_both_sides_of_a_pair_add_to_one(basis, seen, new):
+    swapped = new.replace(chosen=new.rejected, rejected=new.chosen)
+    p, q = (predict.predict_proba(basis, seen, make_prior(), x) for x in (new, swapped))
+    np.testing.assert_allclose(p + q, 1, atol=1e-6)
+
+
+def test_the_order_and_company_of_users_is_irrelevant(basis, seen, new):
+    prior = make_prior()
+    whole = predict.predict_proba(basis, seen, prior, new)
+    for u in (0, 2):
+        one = [lore.data.take_users(x, np.array([u])) for x in (seen, new)]
+        mine = np.sort(np.asarray(new.order)[np.asarray(new.user) == u])
+        alone = predict.predict_proba(basis, one[0], prior, one[1])
+        np.testing.assert_allclose(alone, whole[mine], atol=1e-6)
+
+
+def test_more_new_pairs_than_a_block(basis, seen, make_preferences):
+    many = make_preferences(num_pairs=13000, seed=5)
+    got = predict.predict_proba(basis, seen, make_prior(), many)
+    some = np.arange(0, 13000, 997)
+    part = lore.data.take_pairs(many, np.isin(np.asarray(many.order), some))
+    alone = predict.predict_proba(basis, seen, make_prior(), part)
+    np.testing.assert_allclose(got[some], alone, atol=1e-6)
+
+
+def test_users_are_matched_by_name(basis):
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(4, 6)).astype(np.float32) for _ in range(3)]
+    make = lore.Preferences.from_ragged
+    seen = make(rows, user_ids=["a", "b", "c"])
+    want = predict.predict_proba(basis, seen, make_prior(), seen)
+    back = make(rows[::-1], user_ids=["c", "b", "a"])
+    got = predict.predict_proba(basis, seen, make_prior(), back)
+    np.testing.assert_allclose(got.reshape(3, 4)[::-1], want.reshape(3, 4), atol=1e-6)
+    with pytest.raises(ValueError, match="'z'"):
+        predict.predict_proba(
+            basis, seen, make_prior(), make(rows, user_ids=["a", "z", "c"])
+        )
+    with pytest.raises(ValueError, match="never matched"):
+        predict.predict_proba(basis, seen, make_prior(), make(rows))
+    with pytest.raises(ValueError, match="3 users"):
+        predict.predict_proba(basis, make(rows), make_prior(), make(rows[:2]))
+
+
+def test_nothing_to_predict_and_bad_spread(basis, seen, new):
+    none = lore.data.take_pairs(new, np.zeros(new.num_pairs, bool))
+    assert predict.predict_proba(basis, seen, make_prior(), none).shape == (0,)
+    with pytest.raises(ValueError, match="spread"):
+        predict.predict_proba(basis, seen, make_prior(), new, spread=-1.0)
+
+
+@pytest.fixture(scope="module")
+def few_pairs():
+    """K=5, 5 pairs, Dirichlet(0.3): (prior, truth, seen, new z, new, others)."""
+    rng = np.random.default_rng(0)
+    prior = oracle.drawn_prior(rng, 0.3, 5)
+    others = oracle.population(rng, 0.3, 5, 5, 300, new_pairs=1)[1]
+    truth, z, new = oracle.population(rng, 0.3, 5, 5, 300, new_pairs=100)
+    make = lambda x: lore.Preferences.from_ragged(list(x.astype(np.float32)))  # noqa: E731
+    return prior, truth, make(z), new, make(new), make(others)
+
+
+def test_integrating_beats_plugging_in(few_pairs):
+    prior, truth, seen, new, pairs, others = few_pairs
+    eye = np.eye(5, dtype=np.float32)
+    validation = make_validation(others, jax.random.key(0), 0.3)
+    learned, rows = predict.learn_spread(validation, eye, prior)
+    assert learned.spread > 0
+    assert sum(row["chosen"] for row in rows) == 1
+
+    def loss(rho):
+        p = predict.predict_proba(eye, seen, prior, pairs, spread=rho)
+        p = np.clip(p.reshape(300, 100).astype(float), 1e-9, 1 - 1e-9)
+        return oracle.expected_log_loss(truth, new, p)
+
+    plugged, default, learned = loss(0.0), loss(None), loss(float(learned.spread))
+    likeliest = lore.adapt(eye, seen, config=lore.AdaptConfig.maximum_likelihood())
+    m = np.einsum("uqk,uk->uq", new, likeliest.weights)
+    likeliest = oracle.expected_log_loss(truth, new, 1 / (1 + np.exp(-m)))
+    for better, worse in ((default, plugged), (learned, plugged), (learned, likeliest)):
+        assert lore.evaluate.paired_difference(better, worse).high < 0
+
+
+def test_integrating_is_better_calibrated(few_pairs):
+    prior, truth, seen, new, pairs, _ = few_pairs
+    eye = np.eye(5, dtype=np.float32)
+    chance = 1 / (1 + np.exp(-np.einsum("uqk,uk->uq", new, truth)))
+    errors = [
+        lore.evaluate.calibration(
+            predict.predict_proba(eye, seen, prior, pairs, spread=rho), chance.ravel()
+        ).expected_error
+        for rho in (0.0, 1.0)
+    ]
+    assert errors[1] < 0.03 < errors[0]
+
+
+def test_one_atom_many_pairs_still_has_spread():
+    """Where the atoms leave nothing to doubt, Laplace's part still doubts."""
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(1, 200, RANK)).astype(np.float32)
+    prior = make_prior(tempering=np.float32(0), concentration=np.float32(3))
+    prior = prior.replace(
+        log_weights=np.where(np.arange(20) == 0, 0, -200).astype(np.float32)
+    )
+    prefs = lore.Preferences.from_ragged(list(z))
+    got = predict.posterior(np.eye(RANK, dtype=np.float32), prefs, prior)
+    assert (got.deviation > 1e-3).all()
+
+
+def test_the_spread_shrinks_with_pairs():
+    rng = np.random.default_rng(4)
+    _, z, _ = oracle.population(rng, 1.0, RANK, 100, 200)
+    prior = oracle.drawn_prior(rng, 1.0, RANK)
+    counts = np.tile([0, 5, 25, 100], 50)
+    rows = [x[:n].astype(np.float32) for x, n in zip(z, counts)]
+    prefs = lore.Preferences.from_ragged(rows)
+    eye = np.eye(RANK, dtype=np.float32)
+    spread = predict.posterior(eye, prefs, prior).deviation.mean(1)
+    means = [spread[counts == n].mean() for n in (0, 5, 25, 100)]
+    assert (np.diff(means) < 0).all()
+
+
+def test_rank_one_knows_everything(basis, seen, new):
+    prior = make_prior(rank=1)
+    got = predict.posterior(basis[:, :1], seen, prior)
+    np.testing.assert_allclose(got.deviation, 0, atol=1e-6)
+    p = predict.predict_proba(basis[:, :1], seen, prior, new)
+    m = lore.margins(basis[:, :1], np.ones((5, 1), np.float32), new, 2.0)
+    np.testing.assert_allclose(p, jax.nn.sigmoid(m), atol=1e-5)
