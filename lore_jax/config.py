@@ -20,9 +20,12 @@ class TrainConfig:
       temperature: T.
       num_atoms: atoms of the prior beside the K vertices, at least.
       ridges: candidate λ; 1 / √λ is the prior deviation of a pair's margin
-        ("marginal"). The search compares all γ at the first λ, then all λ at that γ.
+        ("marginal"). The search compares all ranks at the first λ and γ, then all γ
+        at the first λ, then all λ at that γ.
       temperings: candidate γ of the prior.
       concentrations: candidate κ of the prior.
+      ranks: candidate K of `rank="auto"`.
+      start: "random", or "svd": directions that users' mean differences vary in most.
       validation_share: share of each user's rows held out for the selection.
       alpha: strength of the published anchor ("joint": L2, "alternating": cosine).
       prune: drop directions that no user weights above 1e-2 ("alternating").
@@ -36,6 +39,8 @@ class TrainConfig:
     ridges: tuple[float, ...] = (0.2, 0.02, 0.05, 0.1, 0.4, 0.8)
     temperings: tuple[float, ...] = (0.4, 0.0, 0.2, 0.3, 0.5)
     concentrations: tuple[float, ...] = (3.0, 10.0, 30.0, math.inf)
+    ranks: tuple[int, ...] = (1, 2, 5, 10)
+    start: Literal["random", "svd"] = "random"
     validation_share: float = 0.3
     alpha: float = 0.0
     prune: bool = False
@@ -52,6 +57,8 @@ class TrainConfig:
         _grid(self, "ridges", lambda x: x >= 0 and math.isfinite(x))
         _grid(self, "temperings", lambda x: 0 <= x <= 1)
         _grid(self, "concentrations", lambda x: x >= 0)
+        _choice(self, "start", ("random", "svd"))
+        _grid(self, "ranks", lambda x: isinstance(x, int) and x >= 1)
         if self.prune and self.method != "alternating":
             raise ValueError(
                 f"prune belongs to method='alternating', got method={self.method!r}"

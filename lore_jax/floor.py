@@ -4,17 +4,22 @@ Chunks come in a few fixed shapes, so that batches of any size reuse the same co
 programs; padding costs K floats a pair.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from lore_jax.backend import sized
 from lore_jax.reward import project
 from lore_jax.types import FeatureSource, Preferences
 
-_CHUNKS = ((16384, 4096), (1024, 64), (64, 0))  # users, and for how many at least
+_EXACT = lax.Precision.HIGHEST
+_LARGE = (4096, 65536), (2048, 16384)  # users, and for how many at least
+_CHUNKS = ((1024, 64), (64, 0))  # likewise
 _FOR_LONG = ((64, 48), (4, 0))  # where a chunk of padding costs more than a call
 _LONG = 160
 _FEW_PAIRS = 1 << 16
@@ -40,8 +45,8 @@ def chunks(counts: np.ndarray, offsets: np.ndarray) -> Iterator[Chunk]:
     """Splits users by number of pairs into chunks of a few fixed shapes.
 
     Lengths are padded to 3, 5, 10, 20, 40, …, and in small batches all alike to 40,
-    160, … (a compilation costs more than the padding); a chunk holds 16384, 1024 or 64
-    users, or 4 with many pairs, and never a million pairs unless 4 users have more.
+    160, … (a compilation costs more than the padding); a chunk holds 4096 (65536 on an
+    accelerator), 1024 or 64 users, or 4 with many pairs, and never a million pairs unless 4 users have more.
     """
     longest = counts.max(initial=0)
     lengths = _ladder([3, 5], 2, longest)
@@ -50,7 +55,8 @@ def chunks(counts: np.ndarray, offsets: np.ndarray) -> Iterator[Chunk]:
     bucket = np.searchsorted(lengths, counts)
     for b, length in enumerate(lengths):
         users = np.flatnonzero(bucket == b)
-        shapes = _CHUNKS if length <= _LONG else (*_CHUNKS[:-1], *_FOR_LONG)
+        small = _CHUNKS if length <= _LONG else (*_CHUNKS[:-1], *_FOR_LONG)
+        shapes = (sized(*_LARGE[0]), sized(*_LARGE[1])), *small
         sizes = [c for c in shapes if c[0] * length <= _MANY_PAIRS] or [(4, 0)]
         while len(users):
             size = next((c for c, least in sizes if len(users) > least), sizes[-1][0])
@@ -88,30 +94,98 @@ def chunk_arrays(proj, prefs: Preferences, chunk: Chunk):
     return z, weight, label
 
 
-def project_rows(features, basis):
-    """Features · V: on the device for JAX arrays, else block by block into NumPy."""
-    if isinstance(features, jax.Array):
-        return _project(features, basis)
-    blocks = features.blocks() if isinstance(features, FeatureSource) else [features]
-    basis = jnp.asarray(basis)
-    out = [np.empty((0, basis.shape[1]), jnp.promote_types(basis.dtype, jnp.float32))]
+def visit_rows(features, visit: Callable[[int, np.ndarray], None]) -> None:
+    """Calls `visit(first row, block)` for every block of a table, in order.
+
+    A block is dropped before the next one is asked for: one is in memory at a time,
+    as long as `visit` keeps none.
+
+    Raises:
+      ValueError: a `FeatureSource` yields other rows than its shape says.
+    """
+    source = features.blocks() if isinstance(features, FeatureSource) else [features]
+    promised = f"features.blocks() must yield M={features.shape[0]} rows of one table"
+    first = 0
+    for block in source:
+        if np.ndim(block) != 2 or block.shape[1] != features.shape[1]:
+            raise ValueError(
+                f"features.blocks() must yield float[rows, D] with "
+                f"D={features.shape[1]}; the block at row {first} has shape "
+                f"{np.shape(block)}"
+            )
+        if first + len(block) > features.shape[0]:
+            raise ValueError(f"{promised}, got at least {first + len(block)}")
+        visit(first, block)
+        first += len(block)
+        del block
+    if first != features.shape[0]:
+        raise ValueError(f"{promised}, got {first}")
+
+
+def _visit_pieces(features, visit) -> None:
+    """`visit(slice of rows, float[R, D])` with R one of two sizes, padded with 0."""
     large, small = _ROWS
-    for block in blocks:
+
+    def block_of(first, block):
         start = 0
         while start < len(block):
             size = large if len(block) - start > large // 4 else small
             rows = np.asarray(block[start : start + size])
-            count = len(rows)
-            if count < size:
-                rows = np.concatenate(
-                    [rows, np.zeros((size - count, rows.shape[1]), rows.dtype)]
-                )
-            out.append(np.asarray(_project(rows, basis))[:count])
+            place = slice(first + start, first + start + len(rows))
+            if len(rows) < size:
+                filler = np.zeros((size - len(rows), rows.shape[1]), rows.dtype)
+                rows = np.concatenate([rows, filler])
+            visit(place, rows)
             start += size
-    return np.concatenate(out)
+
+    visit_rows(features, block_of)
+
+
+def project_rows(features, basis):
+    """Features · V: on the device for JAX arrays, else block by block into NumPy."""
+    if isinstance(features, jax.Array):
+        return _project(features, basis)
+    basis = jnp.asarray(basis)
+    dtype = jnp.promote_types(jnp.promote_types(features.dtype, basis.dtype), "f4")
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    out = np.empty((features.shape[0], basis.shape[1]), dtype)
+
+    def visit(place, rows):
+        out[place] = _project(rows, basis)[: place.stop - place.start]
+
+    _visit_pieces(features, visit)
+    return out
+
+
+def back_project_rows(features, slopes) -> jax.Array:
+    """Featuresᵀ · G, float[D, K], block by block; accumulated in float32 or wider.
+
+    Args:
+      features: float[M, D] on the host or a `FeatureSource`.
+      slopes: G, float[M, K].
+    """
+    slopes = np.asarray(slopes)
+    dtype = jnp.promote_types(slopes.dtype, jnp.float32)
+    total = jnp.zeros((slopes.shape[1], features.shape[1]), dtype)
+
+    def visit(place, rows):
+        nonlocal total
+        part = np.zeros((len(rows), slopes.shape[1]), slopes.dtype)
+        part[: place.stop - place.start] = slopes[place]
+        total = _add_back_projection(total, rows, part)
+        total.block_until_ready()  # Or several blocks would wait in memory.
+
+    _visit_pieces(features, visit)
+    return total.T
 
 
 _project = jax.jit(project)
+
+
+@functools.partial(jax.jit, donate_argnames="total")
+def _add_back_projection(total, rows, slopes):
+    product = jnp.matmul(slopes.T, rows.astype(total.dtype), precision=_EXACT)
+    return total + product
 
 
 def _gather(proj, chosen, rejected):

@@ -17,16 +17,16 @@ import optax
 from flax import struct
 from jax import lax
 
+from lore_jax import descent
 from lore_jax.prior import atom_likelihood, likelihood_power
 from lore_jax.results import Metrics
-from lore_jax.reward import project
 from lore_jax.types import FeatureSource, Preferences
+from lore_jax.whitening import basis_of, slope_of
+from lore_jax.whitening import whiten as whiten
 
 _EXACT = lax.Precision.HIGHEST
 _CHUNK_CELLS = 1 << 17  # users × pairs × atoms of a chunk: what a core's cache holds
-_SCALE_PAIRS = 8192
 _WARM_UP = 0.05
-WHITEN_UP_TO = 1024
 
 
 class Bucket(NamedTuple):
@@ -49,21 +49,23 @@ class Problem(struct.PyTreeNode):
     """What a step reads.
 
     Attributes:
-      features: float[M, D].
+      features: float[M, D], or None where a source is read in blocks.
       whitening: float[D, R], V = whitening · θ; or float[], a scale.
       buckets: all users with a pair.
       num_users: float[], how many those are.
       atoms: float[A, K].
       base: float[A], π before any user; on the simplex.
+      num_features: D.
       unit_weights: every real pair weighs 1.
     """
 
-    features: jax.Array
+    features: jax.Array | None
     whitening: jax.Array
     buckets: tuple[Bucket, ...]
     num_users: jax.Array
     atoms: jax.Array
     base: jax.Array
+    num_features: int = struct.field(pytree_node=False, default=0)
     unit_weights: bool = struct.field(pytree_node=False, default=False)
 
 
@@ -107,13 +109,15 @@ def make_problem(
 ) -> Problem:
     """Lays the pairs out for `run`; `whitening` comes from `whiten`."""
     counts = np.asarray(prefs.counts)
+    source = isinstance(prefs.features, FeatureSource)
     return Problem(
-        features=jnp.asarray(prefs.features),
+        features=None if source else jnp.asarray(prefs.features),
         whitening=whitening,
         buckets=make_buckets(prefs, len(atoms), atoms.dtype),
         num_users=jnp.asarray((counts > 0).sum(), atoms.dtype),
         atoms=atoms,
         base=base,
+        num_features=prefs.num_features,
         unit_weights=prefs.weight is None,
     )
 
@@ -157,85 +161,17 @@ def _device(values, dtype=None):
     return None if values is None else jnp.asarray(values, dtype)
 
 
-def whiten(prefs: Preferences, dtype) -> jax.Array:
-    """The coordinates of θ: V = whitening · θ makes a typical pair's margin O(1).
-
-    Where min(M, D) ≤ 1024 the table is whitened: float[D, R] spans its R ≥ 1
-    directions with equal variance. Elsewhere float[], one scale. Either way the RMS
-    norm of a pair's difference becomes 1, so the scale of the features cancels.
-    """
-    rows = prefs.features
-    if isinstance(rows, FeatureSource) or min(rows.shape) > WHITEN_UP_TO:
-        return jnp.asarray(1 / _difference_norm(prefs, None), dtype)
-    table = np.asarray(rows, np.float32)
-    table = table / max(np.abs(table).max(), np.finfo(np.float32).tiny)
-    if prefs.rejected is not None:
-        table = table - table.mean(0, dtype=np.float64).astype(np.float32)
-    wide = table.shape[0] < table.shape[1]
-    gram = (table @ table.T if wide else table.T @ table).astype(np.float64)
-    values, vectors = np.linalg.eigh(gram)
-    kept = values > 1e-9 * max(values[-1], 0)
-    if not kept.any():
-        return jnp.asarray(1.0, dtype)
-    values, vectors = values[kept], vectors[:, kept]
-    if wide:
-        vectors = table.T @ vectors / np.sqrt(values)
-    matrix = vectors / np.sqrt(values)
-    return jnp.asarray(matrix / _difference_norm(prefs, matrix), dtype)
-
-
-def _difference_norm(prefs: Preferences, matrix) -> float:
-    """RMS norm of (x_chosen − x_rejected) · matrix over evenly spaced pairs."""
-    step = -(-prefs.num_pairs // _SCALE_PAIRS)
-    chosen = np.asarray(prefs.chosen)[::step]
-    if isinstance(prefs.features, FeatureSource):
-        chosen_rows = gather_rows(prefs.features, chosen)
-    else:
-        chosen_rows = np.asarray(prefs.features[chosen], np.float64)
-    difference = chosen_rows
-    if prefs.rejected is not None:
-        rejected = np.asarray(prefs.rejected)[::step]
-        if isinstance(prefs.features, FeatureSource):
-            difference = difference - gather_rows(prefs.features, rejected)
-        else:
-            difference = difference - np.asarray(prefs.features[rejected], np.float64)
-    if matrix is not None:
-        difference = difference @ matrix
-    norm = np.sqrt(np.mean(np.sum(difference**2, axis=1)))
-    return float(norm) if norm > 0 else 1.0
-
-
-def gather_rows(source: FeatureSource, rows: np.ndarray) -> np.ndarray:
-    """Rows of a `FeatureSource` in one pass: float64[n, D]."""
-    out = np.empty((len(rows), source.shape[1]))
-    start = 0
-    for block in source.blocks():
-        inside = (rows >= start) & (rows < start + len(block))
-        out[inside] = block[rows[inside] - start]
-        start += len(block)
-    return out
-
-
-def basis_of(theta: jax.Array, whitening: jax.Array) -> jax.Array:
-    """V = whitening · θ, float[D, K], on raw features."""
-    if whitening.ndim == 0:
-        return whitening * theta
-    return jnp.matmul(whitening, theta, precision=_EXACT)
-
-
-def theta_of(basis: jax.Array, whitening: jax.Array) -> jax.Array:
-    """The θ whose rewards are closest to those of V: least squares."""
-    if whitening.ndim == 0:
-        return basis / whitening
-    return jnp.linalg.lstsq(whitening, basis)[0]
-
-
 def init(key: jax.Array, problem: Problem, spread: float, optimiser) -> TrainState:
     """A random start: θ normal with standard deviation `spread`, π at its base."""
-    rank = problem.atoms.shape[1]
-    size = problem.whitening.shape[-1] if problem.whitening.ndim else None
-    size = problem.features.shape[1] if size is None else size
-    theta = spread * jax.random.normal(key, (size, rank), problem.atoms.dtype)
+    scaled = problem.whitening.ndim == 0
+    size = problem.num_features if scaled else problem.whitening.shape[1]
+    shape = (size, problem.atoms.shape[1])
+    theta = spread * jax.random.normal(key, shape, problem.atoms.dtype)
+    return init_from(theta, problem, optimiser)
+
+
+def init_from(theta: jax.Array, problem: Problem, optimiser) -> TrainState:
+    """The state at θ, float[R, K], with π at its base."""
     count = jnp.zeros((), jnp.int32)
     return TrainState(theta, jnp.log(problem.base), optimiser.init(theta), count)
 
@@ -250,15 +186,36 @@ def make_optimiser(learning_rate: float, num_steps: int):
     return optax.adam(schedule, b2=0.99)
 
 
-def step(
-    state: TrainState, problem: Problem, settings: Settings, optimiser
-) -> tuple[TrainState, Metrics]:
-    """Posterior over atoms, EM on π, one Adam step on θ. Two reads of the table."""
+class Data(NamedTuple):
+    """What a step reads, for `descent`.
 
-    def rewards(theta):
-        return project(problem.features, basis_of(theta, problem.whitening))
+    Attributes:
+      problem: the pairs, and the table unless it comes from a source.
+      settings: the candidate's numbers.
+    """
 
-    proj, pullback = jax.vjp(rewards, state.theta)
+    problem: Problem
+    settings: Settings
+
+    @property
+    def features(self):
+        """float[M, D], or None."""
+        return self.problem.features
+
+
+@functools.cache
+def make_recipe(optimiser) -> descent.Recipe:
+    """Posterior over atoms, EM on π, an Adam step on θ; cached to reuse programs."""
+    return descent.Recipe(_basis, _floor, functools.partial(_update, optimiser))
+
+
+def _basis(state: TrainState, data: Data) -> jax.Array:
+    return basis_of(state.theta, data.problem.whitening)
+
+
+def _floor(proj, state: TrainState, data: Data):
+    """(slopes float[M, K], (log marginal, π's new logarithm))."""
+    problem, settings = data
     proj = proj / settings.temperature
     gradient = jnp.zeros_like(proj)
     log_marginal = jnp.zeros((), proj.dtype)
@@ -280,12 +237,17 @@ def step(
         gradient = gradient.at[bucket.chosen.reshape(-1)].add(slopes)
         if bucket.rejected is not None:
             gradient = gradient.at[bucket.rejected.reshape(-1)].add(-slopes)
-    g_theta = pullback(-gradient / settings.temperature)[0]
-    g_theta = g_theta + settings.ridge * state.theta
-    updates, opt_state = optimiser.update(g_theta, state.opt_state, state.theta)
     total = problem.num_users + settings.pseudo_users
     weights = (share + settings.pseudo_users * problem.base) / total
     log_weights = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
+    return -gradient / settings.temperature, (log_marginal, log_weights)
+
+
+def _update(optimiser, slope, between, state: TrainState, data: Data):
+    problem, settings = data
+    log_marginal, log_weights = between
+    g_theta = slope_of(slope, problem.whitening) + settings.ridge * state.theta
+    updates, opt_state = optimiser.update(g_theta, state.opt_state, state.theta)
     change = jnp.exp(log_weights) - jnp.exp(state.log_weights)
     metrics = Metrics(
         -log_marginal / problem.num_users,
@@ -327,8 +289,5 @@ def run(
     num_steps: int,
 ) -> tuple[TrainState, Metrics]:
     """`num_steps` steps as one compiled program; `state` is consumed (donated)."""
-    return lax.scan(
-        lambda carry, _: step(carry, problem, settings, optimiser),
-        state,
-        length=num_steps,
-    )
+    data = Data(problem, settings)
+    return descent.scan(make_recipe(optimiser), state, data, num_steps)

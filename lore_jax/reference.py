@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax import lax
 
+from lore_jax import descent
 from lore_jax.config import TrainConfig
 from lore_jax.losses import cosine_anchor, floor_loss, l2_anchor
 from lore_jax.results import Metrics
-from lore_jax.reward import mixture_weights, project
+from lore_jax.reward import mixture_weights
 from lore_jax.types import Preferences, RewardParams
 
 PRUNE_BELOW = 1e-2
@@ -44,24 +44,31 @@ class Problem(NamedTuple):
     """What a step reads.
 
     Attributes:
-      prefs: the training pairs.
+      prefs: the training pairs; its features are None where a source is read.
       anchor: float[D], v_ref; zeros where the anchor has no strength.
     """
 
     prefs: Preferences
     anchor: jax.Array
 
+    @property
+    def features(self):
+        """float[M, D], or None."""
+        return self.prefs.features
+
 
 class Trainer(NamedTuple):
-    """Two pure functions; hashable, so it can be a static argument.
+    """Pure functions; hashable, so it can be a static argument.
 
     Attributes:
       init: params → state; copies, so that a donated state leaves the caller's own.
       step: (state, problem) → (state, metrics).
+      recipe: the parts of the step, for `descent`.
     """
 
     init: Callable[[RewardParams], TrainState]
     step: Callable[[TrainState, Problem], tuple[TrainState, Metrics]]
+    recipe: descent.Recipe
 
 
 @functools.cache
@@ -71,9 +78,11 @@ def make_trainer(config: TrainConfig) -> Trainer:
     Raises:
       ValueError: the config is no reference config.
     """
-    steps = {"joint": _joint_step, "alternating": _alternating_step}
-    if config.method not in steps:
-        raise ValueError(f"method must be one of {tuple(steps)}, got {config.method!r}")
+    floors = {"joint": _joint_floor, "alternating": _alternating_floor}
+    if config.method not in floors:
+        raise ValueError(
+            f"method must be one of {tuple(floors)}, got {config.method!r}"
+        )
     optimiser = optax.adam(config.learning_rate)
 
     def init(params: RewardParams) -> TrainState:
@@ -85,43 +94,68 @@ def make_trainer(config: TrainConfig) -> Trainer:
             count=jnp.zeros((), jnp.int32),
         )
 
-    return Trainer(init, functools.partial(steps[config.method], config, optimiser))
+    recipe = descent.Recipe(
+        _basis,
+        functools.partial(floors[config.method], config, optimiser),
+        functools.partial(_update, config, optimiser),
+    )
+    return Trainer(init, functools.partial(descent.step, recipe), recipe)
 
 
-def _joint_step(config, optimiser, state, problem):
+class _Between(NamedTuple):
+    """W's half of a step."""
+
+    loss: jax.Array
+    logits: jax.Array
+    opt_logits: optax.OptState
+    slope_norm: jax.Array
+
+
+def _basis(state: TrainState, problem: Problem) -> jax.Array:
+    del problem
+    return state.params.basis
+
+
+def _joint_floor(config, optimiser, proj, state, problem):
     """One Adam over (W, V) on Σ_u mean_n ℓ + α Σ_k ‖V_k − v_ref‖²."""
-    params, prefs = state.params, problem.prefs
-    proj, pullback = _project(prefs, params.basis)
+    logits = state.params.logits
     loss, (g_proj, g_logits) = jax.value_and_grad(floor_loss, argnums=(0, 1))(
-        proj, params.logits, prefs, config.temperature, "users"
+        proj, logits, problem.prefs, config.temperature, "users"
     )
-    g_anchor = jax.grad(l2_anchor)(params.basis, problem.anchor)
-    g_basis = pullback(g_proj)[0] + config.alpha * g_anchor
-    logits, opt_logits = _descend(optimiser, g_logits, state.opt_logits, params.logits)
-    basis, opt_basis = _descend(optimiser, g_basis, state.opt_basis, params.basis)
-    metrics = Metrics(loss, optax.tree.norm(g_logits), optax.tree.norm(g_basis))
-    params = RewardParams(basis=basis, logits=logits)
-    return TrainState(params, opt_logits, opt_basis, state.count + 1), metrics
+    return g_proj, _step_logits(optimiser, loss, g_logits, state)
 
 
-def _alternating_step(config, optimiser, state, problem):
-    """Adam on W, then on V given the new W; the cosine anchor acts on V alone."""
-    params, prefs = state.params, problem.prefs
-    proj, pullback = _project(prefs, params.basis)
-    loss, g_logits = jax.value_and_grad(floor_loss, argnums=1)(
-        proj, params.logits, prefs, config.temperature, "pairs"
+def _alternating_floor(config, optimiser, proj, state, problem):
+    """Adam on W; V descends given the new W."""
+    loss_of = functools.partial(
+        floor_loss,
+        prefs=problem.prefs,
+        temperature=config.temperature,
+        weighting="pairs",
     )
-    logits, opt_logits = _descend(optimiser, g_logits, state.opt_logits, params.logits)
-    g_proj = jax.grad(floor_loss)(proj, logits, prefs, config.temperature, "pairs")
-    g_basis = pullback(g_proj)[0]
-    if config.alpha:
-        alpha = _warm_up(config, state.count, g_basis.dtype)
-        g_anchor = jax.grad(cosine_anchor)(params.basis, problem.anchor)
-        g_basis = g_basis + alpha * g_anchor
-    basis, opt_basis = _descend(optimiser, g_basis, state.opt_basis, params.basis)
-    metrics = Metrics(loss, optax.tree.norm(g_logits), optax.tree.norm(g_basis))
-    params = RewardParams(basis=basis, logits=logits)
-    return TrainState(params, opt_logits, opt_basis, state.count + 1), metrics
+    loss, g_logits = jax.value_and_grad(loss_of, argnums=1)(proj, state.params.logits)
+    between = _step_logits(optimiser, loss, g_logits, state)
+    return jax.grad(loss_of)(proj, between.logits), between
+
+
+def _step_logits(optimiser, loss, slope, state) -> _Between:
+    stepped = _descend(optimiser, slope, state.opt_logits, state.params.logits)
+    return _Between(loss, *stepped, optax.tree.norm(slope))
+
+
+def _update(config, optimiser, slope, between, state, problem):
+    """Adam on V; the anchor acts here alone."""
+    basis = state.params.basis
+    if config.alpha and config.method == "joint":
+        slope = slope + config.alpha * jax.grad(l2_anchor)(basis, problem.anchor)
+    elif config.alpha:
+        alpha = _warm_up(config, state.count, slope.dtype)
+        slope = slope + alpha * jax.grad(cosine_anchor)(basis, problem.anchor)
+    basis, opt_basis = _descend(optimiser, slope, state.opt_basis, basis)
+    metrics = Metrics(between.loss, between.slope_norm, optax.tree.norm(slope))
+    params = RewardParams(basis=basis, logits=between.logits)
+    count = state.count + 1
+    return TrainState(params, between.opt_logits, opt_basis, count), metrics
 
 
 def _warm_up(config, count, dtype):
@@ -131,11 +165,6 @@ def _warm_up(config, count, dtype):
         return jnp.asarray(config.alpha, dtype)
     share = (count - first).astype(dtype) / (last - first)
     return config.alpha * jnp.clip(share, 0, 1)
-
-
-def _project(prefs, basis):
-    """The two reads of the table: proj, and the map from its gradient to V's."""
-    return jax.vjp(functools.partial(project, prefs.features), basis)
 
 
 def _descend(optimiser, grad, opt_state, value) -> tuple[Any, Any]:
@@ -150,9 +179,7 @@ def run(
     state: TrainState, problem: Problem, *, trainer: Trainer, num_steps: int
 ) -> tuple[TrainState, Metrics]:
     """`num_steps` steps as one compiled program; `state` is consumed (donated)."""
-    return lax.scan(
-        lambda carry, _: trainer.step(carry, problem), state, length=num_steps
-    )
+    return descent.scan(trainer.recipe, state, problem, num_steps)
 
 
 def prune(params: RewardParams) -> tuple[Any, RewardParams]:

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import struct
 
 from lore_jax.types import Ids, Prior, RewardParams
@@ -67,12 +68,47 @@ class History(NamedTuple):
       basis_norm: float[num_steps].
       selection: one dict per candidate that validation compared, the chosen one
         marked; empty where nothing was selected.
+      validation: float[S], macro log-loss on the held-out judgements of the chosen
+        candidate, trained without them, at κ = ∞; empty where nothing was held out.
+      validation_steps: int[S], after how many steps.
     """
 
     loss: Any
     weights_norm: Any
     basis_norm: Any
     selection: tuple = ()
+    validation: Any = np.zeros(0, np.float32)
+    validation_steps: Any = np.zeros(0, np.int32)
+
+
+class Progress(struct.PyTreeNode):
+    """How far a fit is: all that `fit(..., resume=progress)` needs to go on.
+
+    Arrays are NumPy copies. Keys and data are not in it; `fingerprint` says which.
+
+    Attributes:
+      state: leaves of the running training's state, in `jax.tree.leaves` order.
+      metrics: of its steps so far, float[n] each.
+      trail: (θ float[S, R, K], log π float[S, A]) of the running candidate after each
+        tenth of its steps; () where nothing is compared.
+      best: the same of the best candidate so far.
+      name: which training is running.
+      rows: one dict per candidate that was compared.
+      fingerprint: of data, rank, key, config, init and anchor.
+    """
+
+    state: tuple
+    metrics: Metrics
+    trail: tuple = ()
+    best: tuple = ()
+    name: str = struct.field(pytree_node=False, default="")
+    rows: tuple = struct.field(pytree_node=False, default=())
+    fingerprint: str = struct.field(pytree_node=False, default="")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the running training took."""
+        return len(self.metrics.loss)
 
 
 class Adapted(NamedTuple):

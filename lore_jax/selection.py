@@ -5,7 +5,7 @@ that were held out whole (`data.hold_out`), never on random pairs.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from lore_jax.adapt import adapt
 from lore_jax.config import TrainConfig
 from lore_jax.data import hold_out
 from lore_jax.evaluate import log_loss, macro_mean
-from lore_jax.floor import chunk_arrays, chunks, on_floor
+from lore_jax.floor import chunk_arrays, chunks, on_floor, project_rows
 from lore_jax.prior import (
     learn_log_weights,
     likelihood_power,
@@ -39,14 +39,21 @@ class Validation(NamedTuple):
 
     def loss(self, basis: jax.Array, priors: Iterable[Prior]) -> list[float]:
         """Macro log-loss on held-out pairs, one per prior; the table is read once."""
-        training, eye = on_floor(self.training, basis)
-        heldout, _ = on_floor(self.heldout, basis)
-        losses = []
-        for prior in priors:
-            weights = adapt(eye, training, prior=prior).weights
-            per_user = log_loss(eye, weights, heldout, prior.temperature)
-            losses.append(macro_mean(per_user))
-        return losses
+        proj = project_rows(self.training.features, basis)
+        return [self._loss(proj, prior) for prior in priors]
+
+    def curve(self, bases: Sequence[jax.Array], priors: Sequence[Prior]) -> list[float]:
+        """`loss` of several bases with a prior each; the table is read once."""
+        joined = project_rows(self.training.features, jnp.concatenate(bases, axis=1))
+        ends = np.cumsum([basis.shape[1] for basis in bases])[:-1]
+        parts = zip(np.split(np.asarray(joined), ends, axis=1), priors, strict=True)
+        return [self._loss(proj, prior) for proj, prior in parts]
+
+    def _loss(self, proj, prior: Prior) -> float:
+        eye = jnp.eye(proj.shape[1], dtype=proj.dtype)
+        weights = adapt(eye, self.training.replace(features=proj), prior=prior).weights
+        heldout = self.heldout.replace(features=proj)
+        return macro_mean(log_loss(eye, weights, heldout, prior.temperature))
 
 
 def make_validation(prefs: Preferences, key: jax.Array, share: float) -> Validation:

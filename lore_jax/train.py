@@ -1,55 +1,67 @@
 """`fit`: learns the shared basis, and what to believe of a new user."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax import _checks, marginal, reference
+from lore_jax import _checks, reference
 from lore_jax.adapt import adapt
 from lore_jax.config import TrainConfig
-from lore_jax.results import Fitted, History
+from lore_jax.progress import Run, fingerprint
+from lore_jax.results import Fitted, History, Progress
 from lore_jax.reward import init_params, mixture_weights
-from lore_jax.selection import (
-    choose,
-    choose_concentration,
-    learn_prior,
-    make_atoms,
-    make_prior,
-    make_validation,
-)
+from lore_jax.search import fit_marginal
+from lore_jax.selection import learn_prior
 from lore_jax.types import FeatureSource, Preferences, Prior, RewardParams
-
-_START_SPREAD = 0.3
 
 
 def fit(
     prefs: Preferences,
     *,
-    rank: int,
+    rank: int | Literal["auto"],
     key: jax.Array,
     config: TrainConfig | None = None,
     init: RewardParams | None = None,
     anchor: jax.Array | None = None,
+    basis: jax.Array | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    every: int | None = None,
+    resume: Progress | None = None,
 ) -> Fitted:
     """Learns V, the users' weights and the prior over users from pairwise choices.
+
+    A table in memory is trained on by one compiled program a candidate. A
+    `FeatureSource` takes the same steps with each block read twice a step, one block
+    in memory at a time.
 
     Args:
       prefs: N pairs of U users.
       rank: K. 0 is the anchor alone, untrained; 1 is one direction for all users;
-        personalisation starts at 2.
+        personalisation starts at 2. "auto" chooses among `config.ranks` on held-out
+        judgements.
       key: consumed; the result is deterministic for a key on a given backend.
       config: default `TrainConfig()`.
       init: where to start.
       anchor: float[D], the reference direction v_ref; required at rank 0 and where
         a reference config has α > 0.
+      basis: float[D, K] to keep as it is; only the weights and the prior are learned.
+        `eye(K)` where the features are scores of K reward models.
+      on_progress: called with a `Progress` every `every` steps and at the end of each
+        training, `lore_jax.checkpoint.save_progress` for example. An exception that it
+        raises ends the fit.
+      every: default a tenth of the steps.
+      resume: a `Progress` of the same fit: what it had done is not done again.
 
     Returns:
       `Fitted`. Its basis applies to raw features.
 
     Raises:
-      ValueError: shapes disagree, there is no pair, or the anchor is missing.
-      TypeError: `config`, `init` or `rank` is something else, or the features are a
-        `FeatureSource`.
+      ValueError: shapes disagree, there is no pair, the anchor is missing, arguments
+        exclude one another, or `resume` belongs to another fit.
+      TypeError: an argument is of another type.
 
     References:
       Bose et al., 2025 (https://arxiv.org/abs/2504.14439), algorithm 1.
@@ -58,10 +70,7 @@ def fit(
     config = TrainConfig() if config is None else config
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig, got {type(config)}")
-    if isinstance(rank, bool) or not isinstance(rank, int | np.integer):
-        raise TypeError(f"rank must be an integer, got {rank!r}")
-    if rank < 0:
-        raise ValueError(f"rank must be at least 0, got {rank}")
+    _check_rank(rank, config, init, basis)
     if anchor is not None and np.shape(anchor) != (prefs.num_features,):
         raise ValueError(
             f"anchor must be float[D] with D={prefs.num_features}, got shape "
@@ -73,21 +82,94 @@ def fit(
         raise ValueError("anchor is required at rank 0 and where config.alpha > 0")
     if init is not None:
         _check_init(init, prefs, rank)
+    run = _make_run(
+        prefs, key, (rank, config, init, anchor), on_progress, every, resume
+    )
     if rank == 0:
         return _anchor_alone(prefs, anchor, config)
     if not prefs.num_pairs:
         raise ValueError("prefs holds no pair to learn from")
-    if isinstance(prefs.features, FeatureSource):
-        raise TypeError(
-            "prefs.features is a FeatureSource, which adapt and accuracy read block by "
-            "block; fit needs the table in memory"
-        )
+    if basis is not None:
+        return _fit_frozen(prefs, basis, rank, key, config)
     if config.method == "marginal":
-        return _fit_marginal(prefs, rank, key, config, init)
-    return _fit_reference(prefs, rank, key, config, init, anchor)
+        ranks = config.ranks if rank == "auto" else (int(rank),)
+        return fit_marginal(prefs, ranks, key, config, init, run)
+    return _fit_reference(prefs, rank, key, config, init, anchor, run)
 
 
-def _check_init(init, prefs: Preferences, rank: int) -> None:
+def _check_rank(rank, config: TrainConfig, init, basis) -> None:
+    """`rank`, and what else can be given with it."""
+    if rank == "auto":
+        fixed = [
+            name
+            for name, given in (
+                ("init", init is not None),
+                ("basis", basis is not None),
+                (f"method={config.method!r}", config.method != "marginal"),
+            )
+            if given
+        ]
+        if fixed:
+            raise ValueError(f"rank='auto' and {fixed[0]} exclude one another")
+        return
+    if isinstance(rank, bool) or not isinstance(rank, int | np.integer):
+        raise TypeError(f"rank must be an integer or 'auto', got {rank!r}")
+    if rank < 0:
+        raise ValueError(f"rank must be at least 0, got {rank}")
+    if basis is not None and (init is not None or config.method != "marginal"):
+        other = "init" if init is not None else f"method={config.method!r}"
+        raise ValueError(
+            f"basis, which is kept as it is, and {other} exclude one another"
+        )
+
+
+def _make_run(prefs, key, settings, on_progress, every, resume) -> Run:
+    if every is not None:
+        if isinstance(every, bool) or not isinstance(every, int | np.integer):
+            raise TypeError(f"every must be an integer, got {every!r}")
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        if on_progress is None:
+            raise ValueError(
+                "every is the number of steps between calls of on_progress"
+            )
+    if on_progress is None and resume is None:
+        return Run()
+    if resume is not None:
+        _checks.check_type(resume, Progress, "resume")
+    rank, config, init, anchor = settings
+    arrays = () if init is None else (init.basis, init.logits)
+    mark = fingerprint(prefs, key, rank, config, anchor, *arrays)
+    every = None if every is None else int(every)
+    return Run(on_progress, every, resume, mark)
+
+
+def _fit_frozen(prefs: Preferences, basis, rank, key, config: TrainConfig) -> Fitted:
+    """V is given: the prior by EM and grouped validation, then the weights."""
+    _checks.check_basis(basis, prefs.num_features)
+    _checks.check_finite(basis, "basis")
+    if np.shape(basis)[1] != rank:
+        raise ValueError(
+            f"basis must have K={rank} columns like rank, got shape {np.shape(basis)}"
+        )
+    basis = jnp.asarray(basis, jnp.result_type(float))
+    prior, selection = learn_prior(
+        basis, prefs, key=key, temperature=config.temperature, config=config
+    )
+    adapted = adapt(basis, prefs, prior=prior)
+    empty = jnp.zeros(0, basis.dtype)
+    return Fitted(
+        params=RewardParams(basis=basis, logits=jnp.asarray(adapted.logits)),
+        weights=jnp.asarray(adapted.weights),
+        prior=prior,
+        history=History(empty, empty, empty, selection),
+        temperature=config.temperature,
+        config=config,
+        ids=prefs.ids,
+    )
+
+
+def _check_init(init, prefs: Preferences, rank) -> None:
     if not isinstance(init, RewardParams):
         raise TypeError(f"init must be RewardParams, got {type(init)}")
     _checks.check_basis(init.basis, prefs.num_features)
@@ -121,103 +203,28 @@ def _anchor_alone(prefs: Preferences, anchor, config: TrainConfig) -> Fitted:
     )
 
 
-def _history(metrics, selection: tuple) -> History:
-    return History(metrics.loss, metrics.weights_norm, metrics.basis_norm, selection)
-
-
-def _loss(row: dict) -> float:
-    return float(np.nan_to_num(row["log_loss"], nan=np.inf))
-
-
-def _fit_marginal(prefs, rank, key, config, init) -> Fitted:
-    """γ, then λ, then κ on held-out judgements; then all pairs."""
-    key_atoms, key_start, key_split = jax.random.split(key, 3)
-    dtype = jnp.promote_types(prefs.features.dtype, jnp.float32)
-    atoms = make_atoms(key_atoms, rank, config.num_atoms, dtype)
-    base = jnp.full(len(atoms), 1 / len(atoms), dtype)
-    whitening = marginal.whiten(prefs, dtype)
-    optimiser = marginal.make_optimiser(config.learning_rate, config.num_steps)
-    temperings = config.temperings if rank > 1 else config.temperings[:1]
-
-    def train(problem, ridge, tempering):
-        numbers = ridge, tempering, config.temperature, 1.0, config.num_steps / 2
-        settings = marginal.Settings(*(jnp.asarray(x, dtype) for x in numbers))
-        state = marginal.init(key_start, problem, _START_SPREAD, optimiser)
-        if init is not None:
-            theta = marginal.theta_of(jnp.asarray(init.basis, dtype), whitening)
-            state = state.replace(theta=theta)
-        state, metrics = marginal.run(
-            state,
-            problem,
-            settings,
-            optimiser=optimiser,
-            num_steps=config.num_steps,
-        )
-        basis = marginal.basis_of(state.theta, whitening)
-        log_weights, temperature = state.log_weights, config.temperature
-        prior = make_prior(atoms, log_weights, tempering, np.inf, temperature)
-        return basis, prior, metrics
-
-    validation = make_validation(prefs, key_split, config.validation_share)
-    ridge, tempering = config.ridges[0], temperings[0]
-    concentration, rows = config.concentrations[0], []
-    if validation.training.num_pairs and validation.heldout.num_pairs:
-        problem = marginal.make_problem(validation.training, atoms, base, whitening)
-        tried = {}
-
-        def try_out(pair):
-            if pair not in tried:
-                basis, prior, _ = train(problem, *pair)
-                tried[pair] = basis, prior
-                loss = validation.loss(basis, [prior])[0]
-                row = {"ridge": pair[0], "tempering": pair[1], "log_loss": loss}
-                rows.append({**row, "chosen": False})
-
-        for other in temperings:
-            try_out((ridge, other))
-        tempering = min(rows, key=_loss)["tempering"]
-        for other in config.ridges:
-            try_out((other, tempering))
-        best = choose(rows)
-        ridge, tempering = best["ridge"], best["tempering"]
-        basis, prior = tried[ridge, tempering]
-        chosen, more = choose_concentration(
-            validation, basis, prior, config.concentrations
-        )
-        concentration = chosen.concentration
-        rows.extend(more)
-    problem = marginal.make_problem(prefs, atoms, base, whitening)
-    basis, prior, metrics = train(problem, ridge, tempering)
-    prior = prior.replace(concentration=jnp.asarray(concentration, dtype))
-    adapted = adapt(basis, prefs, prior=prior)
-    return Fitted(
-        params=RewardParams(basis=basis, logits=jnp.asarray(adapted.logits)),
-        weights=jnp.asarray(adapted.weights),
-        prior=prior,
-        history=_history(metrics, tuple(rows)),
-        temperature=config.temperature,
-        config=config,
-        ids=prefs.ids,
-    )
-
-
-def _fit_reference(prefs, rank, key, config, init, anchor) -> Fitted:
+def _fit_reference(prefs, rank, key, config, init, anchor, run: Run) -> Fitted:
     """A published form, then its prior, V frozen, at its temperature."""
     key_init, key_prior = jax.random.split(key)
     if init is None:
         shape = dict(num_users=prefs.num_users, num_features=prefs.num_features)
         init = init_params(key_init, rank=rank, **shape)
     bare = prefs.replace(ids=None, group=None, order=None, offsets=None)
+    source = prefs.features if isinstance(prefs.features, FeatureSource) else None
+    if source is not None:
+        bare = bare.replace(features=None)
     if anchor is None:
         anchor = np.zeros(prefs.num_features)
     init = jax.tree.map(jnp.asarray, init)
     anchor = jnp.asarray(anchor, init.basis.dtype)
     trainer = reference.make_trainer(config)
-    state, metrics = reference.run(
+    state, metrics, _ = run.train(
+        config.method,
         trainer.init(init),
         reference.Problem(bare, anchor),
-        trainer=trainer,
+        recipe=trainer.recipe,
         num_steps=config.num_steps,
+        source=source,
     )
     params, unpruned, kept = state.params, None, None
     if config.prune:
@@ -234,7 +241,7 @@ def _fit_reference(prefs, rank, key, config, init, anchor) -> Fitted:
         params=params,
         weights=mixture_weights(params.logits),
         prior=prior,
-        history=_history(metrics, selection),
+        history=History(*metrics, selection),
         unpruned=unpruned,
         kept=kept,
         temperature=config.temperature,

@@ -11,14 +11,15 @@ import lore_jax
 
 ROOT = pathlib.Path(lore_jax.__file__).parent
 LAYERS = (
-    {"_checks"},
+    {"_checks", "backend"},
     {"types", "config"},
     {"data", "results", "reward"},
     {"losses", "population", "floor", "interior"},
-    {"simplex"},
-    {"prior"},
+    {"simplex", "whitening"},
+    {"prior", "descent", "starts"},
     {"adapt", "diagnostics", "evaluate", "mixture", "quadratic"},
-    {"selection", "reference", "marginal", "streaming"},
+    {"selection", "reference", "marginal", "streaming", "progress"},
+    {"search"},
     {"predict"},
     {"train", "acquisition"},
     {"datasets", "checkpoint"},

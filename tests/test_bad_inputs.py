@@ -378,7 +378,7 @@ CASES = {
     "fit_rank_float": (
         lambda: fit(rank=2.0),
         TypeError,
-        r"rank must be an integer, got 2\.0",
+        r"rank must be an integer or 'auto', got 2\.0",
     ),
     "fit_rank_negative": (
         lambda: fit(rank=-1),
@@ -431,18 +431,70 @@ CASES = {
         ValueError,
         "prefs holds no pair to learn from",
     ),
-    "fit_source": (
-        lambda: fit(prefs=PREFS.replace(features=SOURCE)),
+    "fit_rank_word": (
+        lambda: fit(rank="best"),
         TypeError,
-        "features .*FeatureSource",
+        "rank must be an integer or 'auto', got 'best'",
     ),
-    "fit_reference_source": (
-        lambda: fit(
-            prefs=PREFS.replace(features=SOURCE),
-            config=lore.TrainConfig.reference_joint(1),
-        ),
+    "fit_auto_init": (
+        lambda: fit(rank="auto", init=params()),
+        ValueError,
+        "rank='auto' and init exclude one another",
+    ),
+    "fit_auto_basis": (
+        lambda: fit(rank="auto", basis=np.eye(4, 2)),
+        ValueError,
+        "rank='auto' and basis exclude one another",
+    ),
+    "fit_auto_reference": (
+        lambda: fit(rank="auto", config=lore.TrainConfig.reference_joint(1)),
+        ValueError,
+        "rank='auto' and method='joint' exclude one another",
+    ),
+    "fit_basis_rank": (
+        lambda: fit(basis=np.eye(4, 3)),
+        ValueError,
+        r"basis must have K=2 columns like rank, got shape \(4, 3\)",
+    ),
+    "fit_basis_features": (
+        lambda: fit(basis=np.eye(3, 2)),
+        ValueError,
+        "features have D=4, basis has shape",
+    ),
+    "fit_basis_not_finite": (
+        lambda: fit(basis=np.full((4, 2), np.nan)),
+        ValueError,
+        r"basis must be finite; basis\[0, 0\] is not",
+    ),
+    "fit_basis_init": (
+        lambda: fit(basis=np.eye(4, 2), init=params()),
+        ValueError,
+        "basis, which is kept as it is, and init exclude one another",
+    ),
+    "fit_basis_reference": (
+        lambda: fit(basis=np.eye(4, 2), config=lore.TrainConfig.reference_joint(1)),
+        ValueError,
+        "basis, which is kept as it is, and method='joint' exclude one another",
+    ),
+    "fit_every": (
+        lambda: fit(every=0, on_progress=print),
+        ValueError,
+        "every must be at least 1, got 0",
+    ),
+    "fit_every_fraction": (
+        lambda: fit(every=0.5, on_progress=print),
         TypeError,
-        "features .*FeatureSource",
+        "every must be an integer, got 0.5",
+    ),
+    "fit_every_alone": (
+        lambda: fit(every=3),
+        ValueError,
+        "every is the number of steps between calls of on_progress",
+    ),
+    "fit_resume_type": (
+        lambda: fit(resume="progress.safetensors"),
+        TypeError,
+        "resume must be Progress",
     ),
     # adapt
     "adapt_features": (

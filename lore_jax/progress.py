@@ -1,0 +1,176 @@
+"""A fit's line to its caller: calls back while it trains, and goes on from a record.
+
+Nothing random is kept: keys are consumed at the start, so a record and the arguments
+of the fit say everything about the rest of it.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lore_jax import descent
+from lore_jax.floor import visit_rows
+from lore_jax.results import Metrics, Progress
+from lore_jax.types import FeatureSource, Preferences
+
+_SNAPSHOTS = 10
+
+
+class Run:
+    """What one fit has done so far.
+
+    Attributes:
+      rows: one dict per candidate that was compared, in order.
+      best: snapshots of the best of them, as in `Progress`.
+    """
+
+    def __init__(
+        self,
+        on_progress: Callable[[Progress], None] | None = None,
+        every: int | None = None,
+        resume: Progress | None = None,
+        fingerprint: str = "",
+    ):
+        """Starts, or goes on from `resume`.
+
+        Raises:
+          ValueError: `resume` belongs to another fit.
+        """
+        if resume is not None and resume.fingerprint != fingerprint:
+            raise ValueError(
+                "resume is the progress of another fit: the data, rank, key, config, "
+                f"init and anchor must be those it was made with; its fingerprint is "
+                f"{resume.fingerprint}, that of these arguments {fingerprint}"
+            )
+        self.rows: list[dict] = [] if resume is None else [dict(r) for r in resume.rows]
+        self.best: tuple = () if resume is None else resume.best
+        self._resume, self._fingerprint = resume, fingerprint
+        self._on_progress, self._every = on_progress, every
+
+    def train(
+        self,
+        name: str,
+        state,
+        problem,
+        *,
+        recipe: descent.Recipe,
+        num_steps: int,
+        source: FeatureSource | None = None,
+        keep: Callable[[Any], tuple] | None = None,
+    ) -> tuple[Any, Metrics, tuple]:
+        """`descent.train` from the start, or from where the record `name` stopped.
+
+        Args:
+          name: of this training, unique in the fit.
+          state: the start; consumed (donated).
+          problem: what a step reads.
+          recipe: what a step is.
+          num_steps: at least 0.
+          source: the table where it is no array.
+          keep: arrays of a state to keep after every tenth of the steps.
+
+        Returns:
+          (state, metrics, arrays of `keep` stacked over at most 10 snapshots).
+        """
+        metrics, trail = None, ()
+        if self._resume is not None and self._resume.name == name:
+            state = _restored(state, self._resume.state)
+            metrics, trail = self._resume.metrics, self._resume.trail
+            self._resume = None
+        strides = []
+        if keep is not None:
+            strides.append(stride(num_steps))
+        if self._on_progress is not None:
+            strides.append(self._every or stride(num_steps))
+
+        def after(state, metrics):
+            nonlocal trail
+            done = len(metrics.loss)
+            due = [done % s == 0 or done == num_steps for s in strides]
+            if keep is not None and due[0]:
+                new = [np.array(x)[None] for x in keep(state)]
+                trail = tuple(
+                    np.concatenate([*old, x])
+                    for *old, x in (zip(trail, new) if trail else zip(new))
+                )
+            if self._on_progress is not None and due[-1]:
+                self._on_progress(
+                    Progress(
+                        state=tuple(np.array(x) for x in jax.tree.leaves(state)),
+                        metrics=jax.tree.map(np.array, metrics),
+                        trail=trail,
+                        best=self.best,
+                        name=name,
+                        rows=tuple(dict(row) for row in self.rows),
+                        fingerprint=self._fingerprint,
+                    )
+                )
+
+        state, metrics = descent.train(
+            state,
+            problem,
+            recipe=recipe,
+            num_steps=num_steps,
+            source=source,
+            metrics=metrics,
+            every=math.gcd(*strides) if strides else None,
+            after=after if strides else None,
+        )
+        return state, metrics, trail
+
+
+def stride(num_steps: int) -> int:
+    """Steps between snapshots: a tenth of all, rounded up, at least 1."""
+    return max(1, -(-num_steps // _SNAPSHOTS))
+
+
+def _restored(template, leaves: tuple):
+    """`leaves` in the structure of `template`, whose shapes they must have."""
+    wanted, structure = jax.tree.flatten(template)
+    shapes = [(np.shape(x), np.asarray(x).dtype) for x in wanted]
+    if [(np.shape(x), np.asarray(x).dtype) for x in leaves] != shapes:
+        raise ValueError(
+            f"resume.state must hold arrays of the shapes and dtypes {shapes}"
+        )
+    return structure.unflatten([jnp.array(x, copy=True) for x in leaves])
+
+
+def fingerprint(prefs: Preferences, key, *settings) -> str:
+    """What a fit depends on, in 32 characters; the table is read once.
+
+    A table in memory and a `FeatureSource` with the same rows have the same one.
+
+    Args:
+      prefs: all of it counts except the names.
+      key: of the fit.
+      *settings: dataclasses, arrays, None, or anything with a faithful repr.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    fields = ("chosen", "rejected", "user", "label", "weight", "group")
+    arrays = (getattr(prefs, name) for name in fields)
+    shape = tuple(map(int, prefs.features.shape))
+    dtype = np.dtype(prefs.features.dtype).name
+    for value in (prefs.num_users, shape, dtype, key, *arrays, *settings):
+        if hasattr(value, "shape"):
+            array = np.asarray(value)
+            digest.update(f"{array.dtype.name}{array.shape}".encode())
+            digest.update(array.tobytes())
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            digest.update(repr(sorted(vars(value).items())).encode())
+        else:
+            digest.update(repr(value).encode())
+
+    def visit(_, block):
+        rows = np.ascontiguousarray(block)
+        digest.update(memoryview(rows.view(np.uint8)).cast("B") if rows.size else b"")
+
+    visit_rows(prefs.features, visit)
+    return digest.hexdigest()

@@ -1,0 +1,181 @@
+"""The default recipe: rank, γ, λ and κ on held-out judgements, then all pairs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lore_jax import marginal
+from lore_jax.adapt import adapt
+from lore_jax.config import TrainConfig
+from lore_jax.progress import Run, stride
+from lore_jax.results import Fitted, History, Metrics
+from lore_jax.selection import (
+    Validation,
+    choose,
+    choose_concentration,
+    make_atoms,
+    make_prior,
+    make_validation,
+)
+from lore_jax.starts import make_start
+from lore_jax.types import FeatureSource, Preferences, Prior, RewardParams
+from lore_jax.whitening import basis_of, theta_of, whiten
+
+
+class Trainer:
+    """Trains candidates on one set of pairs, from a table in memory or a source."""
+
+    def __init__(self, prefs: Preferences, keys, config: TrainConfig, init, run: Run):
+        """Measures the coordinates; `prefs` are all pairs, `keys` two of them."""
+        self.key_atoms, self.key_start = keys
+        dtype = jnp.promote_types(prefs.features.dtype, jnp.float32)
+        self.dtype = jax.dtypes.canonicalize_dtype(dtype)
+        self.whitening = whiten(prefs, self.dtype)
+        self.config, self.init, self.run = config, init, run
+        self.optimiser = marginal.make_optimiser(config.learning_rate, config.num_steps)
+        self.problems: dict = {}
+
+    def __call__(
+        self, name: str, prefs: Preferences, candidate: dict, *, snapshots=False
+    ) -> tuple[marginal.TrainState, Metrics, tuple]:
+        """(state, metrics, snapshots of (θ, log π)); `name` says which pairs."""
+        config, rank = self.config, candidate["rank"]
+        problem = self.problems.get((name, rank))
+        if problem is None:
+            atoms = make_atoms(self.key_atoms, rank, config.num_atoms, self.dtype)
+            base = jnp.full(len(atoms), 1 / len(atoms), self.dtype)
+            problem = marginal.make_problem(prefs, atoms, base, self.whitening)
+            self.problems[name, rank] = problem
+        steps = config.num_steps
+        numbers = *(candidate[n] for n in ("ridge", "tempering")), config.temperature
+        numbers = (jnp.asarray(x, self.dtype) for x in (*numbers, 1.0, steps / 2))
+        source = prefs.features if isinstance(prefs.features, FeatureSource) else None
+        return self.run.train(
+            f"{name} {candidate}",
+            self.start(prefs, problem),
+            marginal.Data(problem, marginal.Settings(*numbers)),
+            recipe=marginal.make_recipe(self.optimiser),
+            num_steps=steps,
+            source=source,
+            keep=_snapshot if snapshots else None,
+        )
+
+    def start(self, prefs: Preferences, problem) -> marginal.TrainState:
+        """The state before the first step."""
+        if self.init is not None:
+            theta = theta_of(jnp.asarray(self.init.basis, self.dtype), self.whitening)
+        else:
+            rank = problem.atoms.shape[1]
+            kind = self.config.start
+            theta = make_start(self.key_start, kind, prefs, self.whitening, rank)
+        return marginal.init_from(theta, problem, self.optimiser)
+
+    def result(self, theta, log_weights, candidate: dict) -> tuple[jax.Array, Prior]:
+        """(V, the prior with κ = ∞) of a trained candidate."""
+        config, rank = self.config, candidate["rank"]
+        atoms = make_atoms(self.key_atoms, rank, config.num_atoms, self.dtype)
+        tempering, temperature = candidate["tempering"], config.temperature
+        prior = make_prior(atoms, log_weights, tempering, np.inf, temperature)
+        return basis_of(jnp.asarray(theta), self.whitening), prior
+
+
+def _snapshot(state: marginal.TrainState) -> tuple:
+    return state.theta, state.log_weights
+
+
+def _loss(row: dict) -> float:
+    return float(np.nan_to_num(row["log_loss"], nan=np.inf))
+
+
+def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> None:
+    """Tries candidates; which, depends on the losses of those before.
+
+    All ranks at the first λ and γ, then, at the best rank, all γ at the first λ, then
+    all λ at the best γ.
+
+    Args:
+      try_out: candidate {"rank", "ridge", "tempering"} → its row, with "log_loss".
+      ranks: candidate K.
+      config: its grids are used.
+    """
+    ridge, tempering = config.ridges[0], config.temperings[0]
+
+    def best_of(**grid):
+        (name, values), fixed = next(iter(grid.items())), (rank, ridge, tempering)
+        names = ("rank", "ridge", "tempering")
+        rows = [
+            try_out({**dict(zip(names, fixed, strict=True)), name: x}) for x in values
+        ]
+        return min(rows, key=_loss)[name]
+
+    rank = ranks[0]
+    rank = best_of(rank=ranks)
+    if rank > 1:  # At rank 1 there is one atom, and γ only scales the likelihood.
+        tempering = best_of(tempering=config.temperings)
+    best_of(ridge=config.ridges)
+
+
+def fit_marginal(
+    prefs: Preferences,
+    ranks: tuple[int, ...],
+    key: jax.Array,
+    config: TrainConfig,
+    init: RewardParams | None,
+    run: Run,
+) -> Fitted:
+    """`fit` by the default recipe; a rank, or the best of several."""
+    key_atoms, key_start, key_split = jax.random.split(key, 3)
+    if not isinstance(prefs.features, FeatureSource):  # One copy for all candidates.
+        prefs = prefs.replace(features=jnp.asarray(prefs.features))
+    train = Trainer(prefs, (key_atoms, key_start), config, init, run)
+    validation = make_validation(prefs, key_split, config.validation_share)
+    best = dict(rank=ranks[0], ridge=config.ridges[0], tempering=config.temperings[0])
+    concentration, more = config.concentrations[0], []
+    curve = np.zeros(0)
+    if validation.training.num_pairs and validation.heldout.num_pairs:
+        best = _search(train, validation, ranks, config, run)
+        results = [train.result(*x, best) for x in zip(*run.best, strict=True)]
+        curve = np.array(validation.curve(*zip(*results, strict=True)))
+        basis, prior = results[-1]
+        chosen, more = choose_concentration(
+            validation, basis, prior, config.concentrations
+        )
+        concentration = chosen.concentration
+    state, metrics, _ = train("all", prefs, best)
+    basis, prior = train.result(state.theta, state.log_weights, best)
+    prior = prior.replace(concentration=jnp.asarray(concentration, train.dtype))
+    adapted = adapt(basis, prefs, prior=prior)
+    steps = np.minimum(
+        np.arange(1, len(curve) + 1) * stride(config.num_steps), config.num_steps
+    )
+    return Fitted(
+        params=RewardParams(basis=basis, logits=jnp.asarray(adapted.logits)),
+        weights=jnp.asarray(adapted.weights),
+        prior=prior,
+        history=History(*metrics, (*run.rows, *more), curve, steps),
+        temperature=config.temperature,
+        config=config,
+        ids=prefs.ids,
+    )
+
+
+def _search(train: Trainer, validation: Validation, ranks, config, run: Run) -> dict:
+    """The chosen candidate; fills `run.rows` and `run.best`."""
+
+    def try_out(candidate):
+        for row in run.rows:
+            if candidate.items() <= row.items():
+                return row
+        trail = train("search", validation.training, candidate, snapshots=True)[2]
+        basis, prior = train.result(trail[0][-1], trail[1][-1], candidate)
+        loss = validation.loss(basis, [prior])[0]
+        row = {**candidate, "log_loss": loss, "chosen": False}
+        if _loss(row) < min(map(_loss, run.rows), default=np.inf) or not run.best:
+            run.best = trail
+        run.rows.append(row)
+        return row
+
+    select(try_out, ranks, config)
+    train.problems.clear()
+    best = choose(run.rows)
+    return {name: best[name] for name in ("rank", "ridge", "tempering")}

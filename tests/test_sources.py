@@ -1,0 +1,137 @@
+"""`fit` from a table larger than memory: the steps in memory, blocks one at a time."""
+
+import weakref
+
+import jax
+import numpy as np
+import pytest
+
+import lore_jax as lore
+from lore_jax import whitening
+
+KEY = jax.random.key(0)
+BLOCK = 16
+RECIPES = {
+    "default": lore.TrainConfig(num_steps=6),
+    "joint": lore.TrainConfig.reference_joint(6, temperature=5.0),
+    "alternating": lore.TrainConfig.reference_alternating(
+        6, temperature=5.0, alpha=0.1
+    ),
+}
+ONE = dict(ridges=(0.2,), temperings=(0.4,), concentrations=(3.0,))
+
+
+class CountingSource:
+    """Blocks of 16 rows, the last one shorter; counts reads, forbids two at a time."""
+
+    def __init__(self, table):
+        self.table, self.shape, self.dtype = table, table.shape, table.dtype
+        self.reads = np.zeros(-(-len(table) // BLOCK), int)
+        self.alive = None
+
+    def blocks(self):
+        for index, start in enumerate(range(0, len(self.table), BLOCK)):
+            assert self.alive is None or self.alive() is None, "two blocks in memory"
+            block = self.table[start : start + BLOCK].copy()
+            self.reads[index] += 1
+            self.alive = weakref.ref(block)
+            yield block
+            del block
+
+
+@pytest.fixture(scope="module")
+def table():
+    """12 users who compare 45 rows (two blocks and a ragged one) or single rows."""
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(45, 6)).astype(np.float32) + 2
+    user = np.repeat(np.arange(12), 12)
+    first = rng.integers(45, size=144)
+    second = (first + rng.integers(1, 45, size=144)) % 45
+    truth = (features @ rng.normal(size=(6, 12)))[:, user]
+    place = np.arange(144)
+    better = truth[first, place] > truth[second, place]
+    chosen, rejected = np.where(better, (first, second), (second, first))
+    return lore.Preferences.from_pairs(features, chosen, rejected, user)
+
+
+def fit(prefs, config, **settings):
+    return lore.fit(
+        prefs, rank=2, key=KEY, config=config, anchor=np.ones(6), **settings
+    )
+
+
+def assert_close(first, second, tolerance):
+    scale = np.abs(np.asarray(first.basis)).max()
+    np.testing.assert_allclose(second.basis, first.basis, atol=tolerance * scale)
+    np.testing.assert_allclose(second.weights, first.weights, atol=10 * tolerance)
+    for name in ("loss", "weights_norm", "basis_norm", "validation"):
+        got, want = (np.asarray(getattr(f.history, name)) for f in (second, first))
+        np.testing.assert_allclose(got, want, rtol=10 * tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_few_steps_from_a_memory_map_are_those_in_memory(table, name, tmp_path):
+    np.save(tmp_path / "table.npy", table.features)
+    mapped = np.load(tmp_path / "table.npy", mmap_mode="r")
+    source = lore.data.ArraySource(mapped, BLOCK)
+    config = RECIPES[name]
+    here = fit(table, config)
+    there = fit(table.replace(features=source), config)
+    assert_close(here, there, 1e-4)
+    rows = [[r["log_loss"] for r in f.history.selection] for f in (here, there)]
+    np.testing.assert_allclose(*rows, rtol=1e-4)
+
+
+def test_scaled_and_wide_tables_are_trained_on_alike(table, monkeypatch):
+    """Where the table is not whitened, and where it has more columns than rows."""
+    config = lore.TrainConfig(num_steps=4, **ONE)
+    wide = np.random.default_rng(2).normal(size=(45, 60)).astype(np.float32)
+    for features, limit in ((table.features, 5), (wide, 1024)):
+        monkeypatch.setattr(whitening, "WHITEN_UP_TO", limit)
+        prefs = table.replace(features=features)
+        source = lore.data.ArraySource(features, BLOCK)
+        here = lore.fit(prefs, rank=2, key=KEY, config=config)
+        prefs = prefs.replace(features=source)
+        assert_close(here, lore.fit(prefs, rank=2, key=KEY, config=config), 1e-4)
+
+
+def test_differences_are_never_centred(table):
+    x = table.features[table.chosen] - table.features[table.rejected]
+    prefs = lore.Preferences.from_pairs(x, np.arange(144), None, table.user)
+    config = lore.TrainConfig(num_steps=4, **ONE)
+    source = prefs.replace(features=lore.data.ArraySource(x, BLOCK))
+    fits = (lore.fit(p, rank=2, key=KEY, config=config) for p in (prefs, source))
+    assert_close(*fits, 1e-4)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_reads_an_iteration_and_one_block_at_a_time(table, name):
+    reads = []
+    for steps in (3, 8):
+        config = RECIPES[name]
+        source = CountingSource(np.asarray(table.features))
+        fit(
+            table.replace(features=source),
+            lore.TrainConfig(**{**vars(config), "num_steps": steps, **ONE}),
+        )
+        assert len(set(source.reads)) == 1
+        reads.append(source.reads[0])
+    # What is not an iteration (coordinates, validation, weights) costs no more with
+    # more of them. The default trains two times: one candidate, and all pairs.
+    trainings = 2 if name == "default" else 1
+    assert reads[1] - reads[0] <= 2 * 5 * trainings
+    assert reads[0] <= 2 * 3 * trainings + 12
+
+
+def test_a_source_that_yields_other_rows_than_it_says_is_refused(table):
+    source = lore.data.ArraySource(np.asarray(table.features), BLOCK)
+    for rows, got in ((44, "at least 45"), (46, "got 45")):
+        source.shape = (rows, 6)
+        prefs = table.replace(features=source)
+        with pytest.raises(ValueError, match=rf"M={rows} rows of one table, {got}|got"):
+            fit(prefs, RECIPES["default"])
+    source.shape = (45, 7)
+    with pytest.raises(ValueError, match=r"D=7; the block at row 0 has shape"):
+        lore.fit(
+            table.replace(features=source), rank=2, key=KEY, config=RECIPES["default"]
+        )
