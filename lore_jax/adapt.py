@@ -13,6 +13,7 @@ import optax
 from jax import lax
 
 from lore_jax import _checks
+from lore_jax.backend import for_each
 from lore_jax.config import AdaptConfig
 from lore_jax.floor import Chunk, chunk_arrays, chunks, project_rows
 from lore_jax.losses import pair_loss
@@ -91,14 +92,14 @@ def adapt(
         init = jax.random.normal(key, (prefs.num_users, rank), dtype)
     shapes = ((rank,), dtype), ((), dtype), ((), dtype), ((), bool), ((), np.int32)
     out = [np.empty((prefs.num_users, *shape), kind) for shape, kind in shapes]
-    waiting = []
-    for chunk in chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)):
+
+    def solve_chunk(chunk):
         start = None if init is None else _padded(np.asarray(init), chunk)
-        waiting.append((chunk.users, solve(*chunk_arrays(proj, prefs, chunk), start)))
-        if len(waiting) > 1:  # Keep one chunk ahead of the copies to the host.
-            _collect(out, *waiting.pop(0))
-    for item in waiting:
-        _collect(out, *item)
+        solution = solve(*chunk_arrays(proj, prefs, chunk), start)
+        for target, values in zip(out, solution, strict=True):
+            target[chunk.users] = np.asarray(values)[: len(chunk.users)]
+
+    for_each(solve_chunk, chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)))
     weights, loss, gap, converged, num_steps = out
     return Adapted(
         weights=weights,
@@ -115,11 +116,6 @@ def _padded(rows: np.ndarray, chunk: Chunk) -> np.ndarray:
     out = np.zeros((len(chunk.pairs), rows.shape[1]), rows.dtype)
     out[: len(chunk.users)] = rows[chunk.users]
     return out
-
-
-def _collect(out: list[np.ndarray], users: np.ndarray, solution: Solution) -> None:
-    for target, values in zip(out, solution, strict=True):
-        target[users] = np.asarray(values)[: len(users)]
 
 
 def _temperature(config: AdaptConfig, prior: Prior | None) -> float:
@@ -178,6 +174,33 @@ def _maximum_a_posteriori(z, weight, label, scale, alpha):
 @functools.partial(jax.jit, static_argnames="unit_weights")
 def _posterior(z, weight, label, scale, prior, *, unit_weights):
     z = z * scale
+    solution = adapt_users(z, weight, prior, label=label, unit_weights=unit_weights)
+    return solution._replace(value=_mean_loss(z, weight, label, solution))
+
+
+def adapt_users(
+    z: jax.Array,
+    weight: jax.Array,
+    prior: Prior,
+    *,
+    label: jax.Array | None = None,
+    unit_weights: bool = False,
+) -> Solution:
+    """What `adapt` solves by default, as a pure function of arrays.
+
+    For use under jit, vmap, shard_map and grad: derivatives with respect to `z` (and
+    through z = x · V / T to V) and to the prior are implicit, at the optimum.
+
+    Args:
+      z: float[U, P, K], reward differences of each pair, divided by T.
+      weight: float[U, P], pair weights; 0 is padding.
+      prior: its temperature is not used.
+      label: float[U, P], P(first is preferred); None means 1.
+      unit_weights: every weight is 0 or 1, which is faster.
+
+    Returns:
+      `Solution`, weights float[U, K].
+    """
     mean = posterior_mean(z, weight, label, prior, unit_weights=unit_weights)
     finite = jnp.isfinite(prior.concentration)
     barrier = jnp.where(finite, prior.concentration, 1) * mean
@@ -190,14 +213,13 @@ def _posterior(z, weight, label, scale, prior, *, unit_weights):
     weights = jnp.where(finite, solution.weights, mean)
     weights = jnp.where(empty[:, None], prior.mean[None], weights)
     solved = finite & ~empty
-    solution = Solution(
+    return Solution(
         weights,
         solution.value,
         jnp.where(solved, solution.gap, 0),
         solution.converged | ~solved,
         jnp.where(solved, solution.num_steps, 0),
     )
-    return solution._replace(value=_mean_loss(z, weight, label, solution))
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")

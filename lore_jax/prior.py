@@ -13,10 +13,12 @@ import numpy as np
 from jax import lax
 
 from lore_jax import _checks, population
+from lore_jax.backend import sized
 from lore_jax.types import Prior, mixture_mean
 
 _EXACT = lax.Precision.HIGHEST
-_CHUNK_CELLS = 1 << 17  # users × pairs × atoms: what a core's cache holds
+_CHUNK_CELLS = 1 << 18, 1 << 25  # users × pairs × atoms: what a core's cache holds
+_GROUP = 10  # pairs under one logarithm: Σ log(1 + e) = log Π (1 + e) ≤ 10 log 2
 
 
 def spread_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:
@@ -115,20 +117,52 @@ def log_likelihoods(
     unit_weights: bool = False,
 ) -> jax.Array:
     """`atom_likelihood` without the slope, a chunk of users at a time: float[U, A]."""
-    size = max(1, min(_CHUNK_CELLS // (z.shape[1] * len(atoms)), len(z)))
+    table = functools.partial(_table, atoms, unit_weights)
+    return _in_chunks(table, len(atoms), z, weight, label)
 
-    def users(arrays):
-        z, weight, label = arrays
-        return atom_likelihood(z, weight, label, atoms, unit_weights=unit_weights)[0]
 
+def _table(atoms, unit_weights, z, weight, label):
+    """Log-likelihood of a few users under every atom: float[B, A].
+
+    log P(y) = log σ(m) − (1 − y) m. Padding becomes pairs with margin 0, log 2 each,
+    because XLA vectorises the logarithms only without a weight to broadcast.
+    """
+    users, length, rank = z.shape
+    shared = functools.partial(jnp.matmul, precision=_EXACT)
+    linear = 0
+    if label is not None:
+        linear = shared(jnp.einsum("bp,bpk->bk", weight * (1 - label), z), atoms.T)
+    if not unit_weights:
+        m = shared(z.reshape(-1, rank), atoms.T).reshape(users, length, -1)
+        each = jnp.minimum(m, 0) - jnp.log1p(jnp.exp(-jnp.abs(m)))
+        return jnp.einsum("bp,bpa->ba", weight, each, precision=_EXACT) - linear
+    group = min(length, _GROUP)
+    extra = -length % group
+    z = jnp.pad(z * weight[..., None], ((0, 0), (0, extra), (0, 0)))
+    z = z.reshape(-1, group, rank)
+    low, product = 0, 1
+    for i in range(group):
+        m = shared(z[:, i], atoms.T)
+        low = low + jnp.minimum(m, 0)
+        product = product * (1 + jnp.exp(-jnp.abs(m)))
+    total = (low - jnp.log(product)).reshape(users, -1, len(atoms)).sum(1)
+    padding = length + extra - jnp.sum(weight, axis=1, keepdims=True)
+    return total + math.log(2) * padding - linear
+
+
+def _in_chunks(function, num_atoms, z, weight, label):
+    """`function` of (z, weight, label), applied to chunks of users: float[U, …]."""
+    cells = max(1, sized(*_CHUNK_CELLS) // (z.shape[1] * num_atoms))
+    size = min(1 << (cells.bit_length() - 1), len(z))
     whole = len(z) // size * size
     head, tail = (
         jax.tree.map(lambda x, cut=cut: x[cut], (z, weight, label))
         for cut in (slice(whole), slice(whole, None))
     )
     head = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), head)
-    out = lax.map(users, head).reshape(whole, len(atoms))
-    return out if whole == len(z) else jnp.concatenate([out, users(tail)])
+    out = lax.map(lambda arrays: function(*arrays), head)
+    out = out.reshape(whole, *out.shape[2:])
+    return out if whole == len(z) else jnp.concatenate([out, function(*tail)])
 
 
 def likelihood_power(num_pairs: jax.Array, tempering: jax.Array) -> jax.Array:
@@ -145,10 +179,14 @@ def posterior_mean(
     unit_weights: bool = False,
 ) -> jax.Array:
     """p̄ = Σ_a posterior_a · atom_a, float[U, K]; the arguments as above."""
-    table = log_likelihoods(z, weight, label, prior.atoms, unit_weights=unit_weights)
-    power = likelihood_power(jnp.sum(weight, axis=1), prior.tempering)
-    joint = power[:, None] * table + prior.log_weights[None]
-    return mixture_mean(jax.nn.softmax(joint, axis=-1), prior.atoms)
+
+    def users(z, weight, label):
+        table = _table(prior.atoms, unit_weights, z, weight, label)
+        power = likelihood_power(jnp.sum(weight, axis=1), prior.tempering)
+        joint = power[:, None] * table + prior.log_weights[None]
+        return mixture_mean(jax.nn.softmax(joint, axis=-1), prior.atoms)
+
+    return _in_chunks(users, len(prior.atoms), z, weight, label)
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")

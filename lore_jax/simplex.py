@@ -33,8 +33,10 @@ import numpy as np
 from jax import lax
 
 from lore_jax import interior
+from lore_jax.backend import sized
 
-CHUNK = 128  # users per chunk: temporaries stay in cache and below XLA's threading
+# Users per chunk: on a CPU temporaries stay in cache and below XLA's threading.
+CHUNK = 128, 1 << 16
 
 
 def _broadcasting(fun):
@@ -123,7 +125,7 @@ def _solve(z, weight, label, barrier, start):
 def _in_chunks(z, weight, label, barrier, start):
     """Solve z[U, P, K] chunk by chunk; the last chunk overlaps its neighbour."""
     users = z.shape[0]
-    chunk = min(users, CHUNK)
+    chunk = min(users, sized(*CHUNK))
     arrays = (z, weight, label, barrier, start)
 
     def piece(first):
