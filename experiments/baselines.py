@@ -16,6 +16,7 @@ from experiments.parts import Split
 HEAD = "reference head"
 GLOBAL = "global Bradley-Terry"
 LORE = "library default"
+PLUG_IN = "library default, weights plugged in"
 MAXIMUM = "library basis, maximum likelihood"
 POPULATION = "population mean"
 OTHER = "another user's weights"
@@ -30,6 +31,7 @@ METHODS = {
     "alternating": ALTERNATING,
     "alone": ALONE,
 }
+PUBLISHED_STEPS = {"joint": 1000, "alternating": 20_000}
 PUBLISHED_NORM = 100.0  # mean norm of the centred features that the recipes assume
 ALONE_RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
@@ -52,9 +54,15 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """What tables call it; an anchor is part of the name."""
+        """What tables call it: an anchor, and steps that are not the published ones."""
         alpha = self.train.get("alpha", 0)
-        return METHODS[self.method] + (f", anchor {alpha:g}" if alpha else "")
+        steps = self.train.get("num_steps")
+        usual = PUBLISHED_STEPS.get(self.method, steps)
+        return (
+            METHODS[self.method]
+            + (f", anchor {alpha:g}" if alpha else "")
+            + (f", {steps:,} steps" if steps not in (None, usual) else "")
+        )
 
     @property
     def published(self) -> bool:
@@ -70,7 +78,8 @@ class Recipe:
             config = lore.TrainConfig(**self.train)
             return lore.fit(seen, rank=self.rank, key=key, config=config)
         table = np.asarray(seen.features).astype(np.float32)
-        table = table - table.mean(0, dtype=np.float64).astype(np.float32)
+        if seen.rejected is not None:  # the mean of differences is the signal
+            table = table - table.mean(0, dtype=np.float64).astype(np.float32)
         scale = PUBLISHED_NORM / max(float(np.linalg.norm(table, axis=1).mean()), 1e-30)
         config = getattr(lore.TrainConfig, f"reference_{self.method}")(**self.train)
         anchor = None if split.head is None else split.head / np.float32(scale)
@@ -116,6 +125,13 @@ def someone_else(weights, seed: int) -> np.ndarray:
 def everybody(fitted: lore.Fitted, prefs: lore.Preferences) -> np.ndarray:
     """float[U, K]: the population's mean weights for every user."""
     return np.tile(np.asarray(fitted.prior.mean), (prefs.num_users, 1))
+
+
+def likeliest(fitted: lore.Fitted, shown: lore.Preferences):
+    """float[U, K]: certified maximum likelihood on projected pairs."""
+    config = lore.AdaptConfig.maximum_likelihood(fitted.temperature)
+    eye = np.eye(fitted.params.basis.shape[1], dtype=np.float32)
+    return lore.adapt(eye, shown, config=config).weights
 
 
 class Alone:
@@ -212,14 +228,6 @@ def own_margins(directions: np.ndarray, prefs: lore.Preferences) -> np.ndarray:
         if prefs.rejected is not None:
             out[pairs] -= scores[prefs.rejected[pairs], mine]
     return out
-
-
-def accuracies(directions: np.ndarray, prefs: lore.Preferences) -> np.ndarray:
-    """float[U]: like ``lore.accuracy``, every user with an own direction."""
-    hit = (1 + np.sign(own_margins(directions, prefs))) / 2
-    if prefs.label is not None:
-        hit = prefs.label * hit + (1 - prefs.label) * (1 - hit)
-    return np.asarray(lore.evaluate.per_user_mean(hit, prefs))
 
 
 def log_losses(directions: np.ndarray, prefs: lore.Preferences) -> np.ndarray:

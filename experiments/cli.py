@@ -175,14 +175,15 @@ class Experiment:
 
     def four_way(self) -> tuple[report.Rows, dict, dict]:
         """Rows of the four-way table, the ranks validation chose, and the counts."""
-        rows, comparable, counts = report.Rows(), {}, {}
+        rows, comparable, counts = report.Rows(self.run.people), {}, {}
         for source, seed, recipe in self.cells(self.recipes, "train"):
             cell = self.run.four_way(source, seed, recipe)
             rows.add(source.name, recipe.rank, cell)
             counts[source.name] = cell.facts["counts"]
             if recipe.method in ("global", "lore"):
                 comparable[source.name, seed, recipe.rank] = cell
-        chosen = report.add_chosen(rows, comparable)
+        chosen = report.choose_rank(comparable)
+        report.add_chosen(rows, comparable, chosen)
         return rows, chosen, counts
 
 
@@ -210,9 +211,10 @@ def train_one(experiment: Experiment) -> dict:
     """Fit, tabulate and draw one population."""
     rows, chosen, counts = experiment.four_way()
     table, out = rows.table(), experiment.out
-    results = {"table": table, "chosen_rank": chosen, "counts": counts}
-    results["leaks"] = experiment.leaks
-    text = report.markdown(table) + "\n" + report.counts_markdown(counts)
+    results = {"table": table, "chosen_rank": report.name_splits(chosen)}
+    results |= {"counts": counts, "leaks": experiment.leaks}
+    parts = [report.markdown(table), report.quality_markdown(table)]
+    text = "\n".join([*parts, report.counts_markdown(counts)])
     report.write_results(out, "four_way", results, text)
     panels = {title: rank_curves(table, q) for q, title in PARTS_SHOWN.items()}
     if any(curves or flat for curves, flat in panels.values()):
@@ -268,33 +270,48 @@ def fewshot_one(experiment: Experiment) -> dict:
     """Sweep the shots of one population, tabulate and draw."""
     flat = [r for r in experiment.recipes if r.method in ("head", "global")]
     curved = [r for r in experiment.recipes if r.method not in ("head", "global")]
+    ranked = [r for r in experiment.recipes if r.method in ("global", "lore")]
     shots = [*experiment.shots, None]
-    tables = {s: report.Rows() for s in shots}
+    tables = {s: report.Rows(experiment.run.people) for s in shots}
+    comparable: dict = {s: {} for s in shots}
     counts: dict = {}
-    for source, seed, recipe in experiment.cells(flat, "flat"):
+    judged = {}  # the four-way cells know what validation thought of a rank
+    for source, seed, recipe in experiment.cells([*flat, *ranked], "fits"):
         cell = experiment.run.four_way(source, seed, recipe)
         counts[source.name] = cell.facts["counts"]
-        for rows in tables.values():
+        if recipe in ranked:
+            judged[source.name, seed, recipe.rank] = cell
+    for source, seed, recipe in experiment.cells(flat, "flat"):
+        cell = experiment.run.four_way(source, seed, recipe)
+        for s, rows in tables.items():
             rows.add(source.name, recipe.rank, cell)
+            comparable[s][source.name, seed, recipe.rank] = cell
     shown: dict = {}
     for source, seed, recipe in experiment.cells(curved, "shots"):
         for s in shots:
             trials = 1 if experiment.args.quick else experiment.args.trials
             cell = experiment.run.sweep(source, seed, recipe, s, trials)
             tables[s].add(source.name, recipe.rank, cell)
+            if recipe in ranked:
+                comparable[s][source.name, seed, recipe.rank] = cell
             counts[source.name] = cell.facts["counts"]
             name, facts = "all" if s is None else str(s), cell.facts
             found = {n: facts[n] for n in ("pairs", "judgements", "user_rows")}
             shown.setdefault(name, {}).setdefault((source.name, seed), found)
+    chosen = report.choose_rank(judged)
+    for s, rows in tables.items():
+        report.add_chosen(rows, comparable[s], chosen)
     shown = {name: report.mean_counts(found.values()) for name, found in shown.items()}
+    unseen = [q for q in report.QUANTITIES if q.startswith("unseen_heldout")]
     table = [
         {"shots": "all" if s is None else s, **row}
         for s, rows in tables.items()
-        for row in rows.table(["unseen_heldout"])
+        for row in rows.table(unseen)
     ]
     results = {"table": table, "shown": shown, "counts": counts}
-    results["leaks"] = experiment.leaks
-    text = report.shots_markdown(table, shown) + "\n" + report.counts_markdown(counts)
+    results |= {"chosen_rank": report.name_splits(chosen), "leaks": experiment.leaks}
+    parts = [report.shots_markdown(table, shown), report.shots_quality_markdown(table)]
+    text = "\n".join([*parts, report.counts_markdown(counts)])
     report.write_results(experiment.out, "fewshot", results, text)
     what = "pairs" if experiment.per == "pairs" else "dialogues"
     label = f"{what} shown by a new user"

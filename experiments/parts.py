@@ -73,6 +73,14 @@ class SplitSource:
         pairs = redraw(found.pairs, self.redraw, limit=limit)
         return dataclasses.replace(found, pairs=pairs)
 
+    def people(self) -> dict[str, np.ndarray]:
+        """{"seen": str[U], "unseen": str[U]}: ids, in the order of ``load``."""
+        table = self.read().pairs
+        present = np.zeros(len(table.users), bool)
+        present[table.user] = True
+        sides = {"seen": True, "unseen": False}
+        return {n: table.users[present & (table.seen == s)] for n, s in sides.items()}
+
     def fingerprint(self, known: dict | None = None) -> str:
         """Identifies pairs, features and head, so that results are never mixed up.
 

@@ -21,6 +21,7 @@ from experiments.baselines import (
     ALONE,
     MAXIMUM,
     OTHER,
+    PLUG_IN,
     POPULATION,
     Alone,
     Recipe,
@@ -28,7 +29,9 @@ from experiments.baselines import (
 from experiments.parts import PARTS, Split, SplitSource, count_shown, take_shots
 from experiments.tables import digest, replacing, write_json
 
-LOSSES = ("seen_heldout_log_loss", "unseen_heldout_log_loss")
+HELDOUT = ("seen_heldout", "unseen_heldout")
+LOSSES = tuple(f"{part}_{what}" for what in ("log_loss", "brier") for part in HELDOUT)
+CONTENT = 2  # of a cell; raised when cells hold something else, so old ones are redone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Cell:
 
     Attributes:
         values: {(row, quantity): float[U]} per-user results.
-        facts: settings, seconds, what validation chose.
+        facts: settings, seconds, what validation chose; ``expected_error`` is the
+            calibration error over all pairs, {row: {part: number}}.
     """
 
     values: dict
@@ -56,6 +60,7 @@ class Store:
     def path(self, kind: str, key: dict, end: str = ".npz") -> Path:
         """Where a cell lies: a readable name and a hash of all it depends on."""
         full = {**key, "lore_jax": lore.__version__}
+        full |= {"content": CONTENT} if kind == "cells" else {}
         words = [str(key[n]) for n in ("split", "seed", "method", "rank", "shots")
                  if n in key]  # fmt: skip
         name = re.sub(r"[^\w.-]+", "_", "_".join(words))
@@ -90,6 +95,7 @@ class Run:
         self.store, self.sources = store, list(sources)
         known: dict = {}
         self.marks = {s.name: s.fingerprint(known) for s in self.sources}
+        self.people = {s.name: s.people() for s in self.sources}
         self._split: Split | None = None
 
     def split(self, source: SplitSource) -> Split:
@@ -133,7 +139,7 @@ class Run:
         start, split = time.monotonic(), self.split(source)
         if recipe.method == "alone":
             own = self.alone(source, seed, recipe)
-            values, facts = four_way_alone(own, split), {"selection": own.selection}
+            values, facts = four_way_alone(own, split)
         else:
             fitted = self.fit(source, seed, recipe)
             values, facts = four_way(recipe, fitted, split, seed)
@@ -143,7 +149,7 @@ class Run:
     def sweep(
         self, source: SplitSource, seed: int, recipe: Recipe, shots, trials: int
     ) -> Cell:
-        """Accuracy of unseen users after so many shots (None: all), mean of trials."""
+        """How well unseen users are known after so many shots (None: all), averaged."""
         trials = 1 if shots in (None, 0) else trials
         name = "all" if shots is None else shots
         key = self.key(source, seed, recipe, shots=name, trials=trials)
@@ -156,18 +162,94 @@ class Run:
             learned = self.fit(source, seed, recipe)
             test = baselines.on_floor(split.data.unseen_heldout, learned.basis)
         totals: dict = collections.defaultdict(float)
+        errors: collections.Counter = collections.Counter()
         counted: collections.Counter = collections.Counter()
         for trial in range(trials):
             shown = take_shots(split, shots, seed=1000 * seed + trial)
             counted.update(count_shown(split, shots, 1000 * seed + trial))
-            for row, accuracy in shot(recipe, learned, shown, test, trial).items():
-                totals[row] += np.asarray(accuracy, np.float64) / trials
-        values = {
-            (r, "unseen_heldout"): v.astype(np.float32) for r, v in totals.items()
-        }
+            values, error = shot(recipe, learned, shown, test, trial)
+            for name, found in values.items():
+                totals[name] += np.asarray(found, np.float64) / trials
+            errors.update({row: number / trials for row, number in error.items()})
+        values = {name: found.astype(np.float32) for name, found in totals.items()}
         facts = {name: number / trials for name, number in counted.items()}
+        facts["expected_error"] = {r: {"unseen_heldout": e} for r, e in errors.items()}
         facts |= {"counts": split.counts, "seconds": time.monotonic() - start}
         return self.store.put(key, Cell(values, facts))
+
+
+def judge(margins, prefs: lore.Preferences) -> tuple[dict, float]:
+    """Accuracy, log-loss and Brier score of each user, and the calibration error.
+
+    Args:
+        margins: float[N] in stored order, in units of log-odds.
+        prefs: N pairs of U users.
+
+    Returns:
+        {"": float[U], "_log_loss": float[U], "_brier": float[U]}, NaN for users
+        without a pair, and the expected calibration error over all pairs.
+    """
+    margins = np.asarray(margins, np.float32)
+    label = None if prefs.label is None else np.asarray(prefs.label, np.float32)
+    loss = lore.losses.pair_loss(margins, label)
+    label = np.float32(1) if label is None else label
+    right = (1 + np.sign(margins)) / 2
+    chance = 0.5 * (1 + np.tanh(margins / 2))
+    found = {
+        "": label * right + (1 - label) * (1 - right),
+        "_log_loss": loss,
+        "_brier": (chance - label) ** 2,
+    }
+    users = {n: lore.evaluate.per_user_mean(v, prefs) for n, v in found.items()}
+    if not len(margins):
+        return users, float("nan")
+    sure = np.where(chance == 0.5, np.float32(0.5), label)  # neither side is predicted
+    return users, lore.evaluate.calibration(chance, sure).expected_error
+
+
+def stored_margins(weights, prefs: lore.Preferences, temperature: float):
+    """float[N] in stored order, of pairs whose features are projected already."""
+    eye = np.eye(np.shape(weights)[1], dtype=np.float32)
+    return np.asarray(lore.margins(eye, weights, prefs, temperature))[prefs.order]
+
+
+def predicted_margins(prior, shown: lore.Preferences, prefs: lore.Preferences):
+    """float[N]: log-odds of the predictions that integrate over the posterior."""
+    eye = np.eye(prior.atoms.shape[1], dtype=np.float32)
+    chance = lore.predict_proba(eye, shown, prior, prefs).astype(np.float64)
+    chance = np.clip(chance, 1e-30, 1 - 1e-16)
+    return (np.log(chance) - np.log1p(-chance))[prefs.order].astype(np.float32)
+
+
+def all_weights(recipe: Recipe, fitted: lore.Fitted, shown, weights, seed: int) -> dict:
+    """{row: float[U, K]}: everything that a fit can say of users who have shown this.
+
+    Args:
+        recipe: what was fitted.
+        fitted: the fit.
+        shown: what the users have said, projected.
+        weights: float[U, K] of the recipe.
+        seed: who gets whose weights.
+    """
+    rows = {recipe.label: weights}
+    if recipe.method == "lore" and recipe.rank > 1:
+        rows[MAXIMUM] = baselines.likeliest(fitted, shown)
+        rows[POPULATION] = baselines.everybody(fitted, shown)
+        rows[OTHER] = baselines.someone_else(weights, seed)
+    return rows
+
+
+def judge_heldout(recipe: Recipe, fitted: lore.Fitted, shown, prefs, rows) -> dict:
+    """{row: (quantities, error)} on held-out pairs, the default's integrated too."""
+    scale = fitted.temperature
+    out = {n: judge(stored_margins(p, prefs, scale), prefs) for n, p in rows.items()}
+    if recipe.method == "lore" and recipe.rank > 1:
+        users, error = out[recipe.label]
+        out[PLUG_IN] = {name: v for name, v in users.items() if name}, error
+        users_, error = judge(predicted_margins(fitted.prior, shown, prefs), prefs)
+        # Integrating moves no margin across 0, but may round one to it.
+        out[recipe.label] = {**users_, "": users[""]}, error
+    return out
 
 
 def four_way(recipe: Recipe, fitted: lore.Fitted, split: Split, seed: int):
@@ -177,53 +259,65 @@ def four_way(recipe: Recipe, fitted: lore.Fitted, split: Split, seed: int):
         {(row, quantity): float[U]}, and facts.
     """
     parts = [baselines.on_floor(part, fitted.basis) for part in split.data]
-    weights = np.asarray(fitted.weights)
-    new = np.asarray(recipe.adapt(fitted, parts[2], seed))
-    rows = {recipe.label: (weights, new)}
-    if recipe.method == "lore" and recipe.rank > 1:
-        rows[POPULATION] = tuple(baselines.everybody(fitted, p) for p in parts[::2])
-        rows[OTHER] = tuple(baselines.someone_else(w, seed) for w in (weights, new))
-    eye = np.eye(weights.shape[1], dtype=np.float32)
-    values = {}
-    for row, (mine, theirs) in rows.items():
-        for name, part, p in zip(PARTS, parts, (mine, mine, theirs, theirs)):
-            values[row, name] = lore.accuracy(eye, p, part)
-            if f"{name}_log_loss" in LOSSES:
-                loss = lore.log_loss(eye, p, part, fitted.temperature)
-                values[row, f"{name}_log_loss"] = loss
+    mine = np.asarray(fitted.weights)
+    sides = (mine, np.asarray(recipe.adapt(fitted, parts[2], seed)))
+    values: dict = {}
+    errors: dict = {}
+    eye = np.eye(mine.shape[1], dtype=np.float32)
+    for weights, place in zip(sides, (0, 2)):
+        shown, heldout = parts[place : place + 2]
+        rows = all_weights(recipe, fitted, shown, weights, seed)
+        for row, p in rows.items():
+            values[row, PARTS[place]] = np.asarray(lore.accuracy(eye, p, shown))
+        judged = judge_heldout(recipe, fitted, shown, heldout, rows)
+        collect(values, errors, PARTS[place + 1], judged)
     chosen = [row for row in fitted.history.selection if row["chosen"]]
     facts = {
         "selection": json.loads(json.dumps(fitted.history.selection, default=float)),
         "validation_log_loss": chosen[-1]["log_loss"] if chosen else None,
         "mean_weights": np.asarray(fitted.prior.mean).tolist(),
+        "expected_error": errors,
     }
     return values, facts
 
 
-def four_way_alone(own: Alone, split: Split) -> dict:
-    """Per-user results where every user has an own direction."""
-    values = {}
-    for side in (0, 2):
-        directions = own.directions(split.data[side])
-        for name, part in zip(PARTS[side : side + 2], split.data[side : side + 2]):
-            values[ALONE, name] = baselines.accuracies(directions, part)
-            if f"{name}_log_loss" in LOSSES:
-                loss = baselines.log_losses(directions, part)
-                values[ALONE, f"{name}_log_loss"] = loss
-    return values
+def collect(values: dict, errors: dict, part: str, rows: dict) -> None:
+    """Add judged rows of one held-out part to the values and errors of a cell."""
+    for row, (users, error) in rows.items():
+        for suffix, found in users.items():
+            values[row, part + suffix] = np.asarray(found)
+        errors.setdefault(row, {})[part] = error
 
 
-def shot(recipe: Recipe, learned, shown, test, seed: int) -> dict:
-    """{row: float[U]} accuracy of unseen users who have shown these pairs."""
+def four_way_alone(own: Alone, split: Split) -> tuple[dict, dict]:
+    """Per-user results where every user has an own direction, and facts."""
+    values: dict = {}
+    errors: dict = {}
+    for place in (0, 2):
+        shown, heldout = split.data[place : place + 2]
+        directions = own.directions(shown)
+        users, _ = judge(baselines.own_margins(directions, shown), shown)
+        values[ALONE, PARTS[place]] = users[""]
+        judged = judge(baselines.own_margins(directions, heldout), heldout)
+        collect(values, errors, PARTS[place + 1], {ALONE: judged})
+    return values, {"selection": own.selection, "expected_error": errors}
+
+
+def shot(recipe: Recipe, learned, shown, test, seed: int) -> tuple[dict, dict]:
+    """Results of unseen users who have shown these pairs.
+
+    Returns:
+        {(row, quantity): float[U]}, and the calibration error of each row.
+    """
     if recipe.method == "alone":
-        return {ALONE: baselines.accuracies(learned.directions(shown), test)}
-    shown = baselines.on_floor(shown, learned.basis)
-    eye = np.eye(learned.basis.shape[1], dtype=np.float32)
-    weights = np.asarray(recipe.adapt(learned, shown, seed))
-    rows = {recipe.label: weights}
-    if recipe.method == "lore" and recipe.rank > 1:
-        config = lore.AdaptConfig.maximum_likelihood(learned.temperature)
-        rows[MAXIMUM] = lore.adapt(eye, shown, config=config).weights
-        rows[OTHER] = baselines.someone_else(weights, seed)
-        rows[POPULATION] = baselines.everybody(learned, shown)
-    return {row: lore.accuracy(eye, p, test) for row, p in rows.items()}
+        margins = baselines.own_margins(learned.directions(shown), test)
+        rows = {ALONE: judge(margins, test)}
+    else:
+        shown = baselines.on_floor(shown, learned.basis)
+        weights = np.asarray(recipe.adapt(learned, shown, seed))
+        rows = all_weights(recipe, learned, shown, weights, seed)
+        rows = judge_heldout(recipe, learned, shown, test, rows)
+    values: dict = {}
+    errors: dict = {}
+    collect(values, errors, "unseen_heldout", rows)
+    return values, {row: parts["unseen_heldout"] for row, parts in errors.items()}

@@ -1,7 +1,8 @@
 """Tables from cells: means, 95 % intervals, paired differences, the chosen rank.
 
-Seeds of one split are averaged user by user; intervals are bootstraps over splits and
-the users in them; differences are paired, user by user, against global Bradley-Terry.
+Seeds of one split are averaged user by user; intervals are bootstraps over distinct
+users (``experiments.intervals``); differences are paired, user by user, against global
+Bradley-Terry.
 """
 
 import collections
@@ -12,14 +13,16 @@ from types import MappingProxyType
 
 import numpy as np
 
-import lore_jax as lore
+from experiments import intervals
 from experiments.baselines import GLOBAL, LORE
 from experiments.parts import PARTS
-from experiments.protocol import LOSSES, Cell
+from experiments.protocol import HELDOUT, LOSSES, Cell
 from experiments.tables import replacing, versions, write_json
 
 CHOSEN = "library default, rank by validation"
-QUANTITIES = (*PARTS, *LOSSES)
+ERRORS = tuple(f"{part}_expected_error" for part in HELDOUT)
+QUANTITIES = (*PARTS, *LOSSES, *ERRORS)
+QUALITY = {"log_loss": "log-loss", "brier": "Brier", "expected_error": "ECE"}
 COUNTED = ("num_splits", "pairs", "judgements")
 _NOTHING: Mapping = MappingProxyType({})
 OWN = -1  # stands for no rank: "each user alone", or a rank that validation chose
@@ -28,10 +31,16 @@ OWN = -1  # stands for no rank: "each user alone", or a rank that validation cho
 class Rows:
     """Per-user results by row, split and quantity, seeds averaged."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, people: Mapping[str, Mapping]) -> None:
+        """Start empty.
+
+        Args:
+            people: {split: {"seen": [U], "unseen": [U]}} ids of the users.
+        """
         self._found: dict = collections.defaultdict(list)
+        self._errors: dict = collections.defaultdict(list)
         self._counts: dict = {}
+        self._people = people
 
     def add(self, split: str, rank: int, cell: Cell) -> None:
         """Take in a cell; call once for every seed."""
@@ -39,6 +48,9 @@ class Rows:
             self._counts[split] = cell.facts["counts"]
         for (row, quantity), values in cell.values.items():
             self._found[row, rank, quantity, split].append(values)
+        for row, parts in cell.facts.get("expected_error", {}).items():
+            for part, error in parts.items():
+                self._errors[row, rank, f"{part}_expected_error"].append(error)
 
     def keys(self) -> list[tuple[str, int]]:
         """The (row, rank) that are there, in order of arrival."""
@@ -57,21 +69,29 @@ class Rows:
     def interval(self, row: str, rank: int, quantity: str) -> dict | None:
         """Mean, 95 % interval, and the paired difference to global Bradley-Terry.
 
-        Users, pairs and judgements are those of the part, summed over the splits.
+        Users are counted once; pairs and judgements are summed over the splits. The
+        calibration error is one number for all pairs of a part, its mean over splits
+        and seeds, without an interval.
         """
+        if quantity in ERRORS:
+            errors = self._errors.get((row, rank, quantity), [])
+            errors = [error for error in errors if np.isfinite(error)]
+            return {"mean": float(np.mean(errors))} if errors else None
         mine = self.splits(row, rank, quantity)
         if not mine:
             return None
-        found = _json(lore.evaluate.bootstrap_interval(list(mine.values())))
+        side = quantity.split("_")[0]
+        people = [self._people[split][side] for split in mine]
+        found = _json(intervals.bootstrap(list(mine.values()), people))
         found["num_splits"] = len(mine)
-        part = quantity.removesuffix("_log_loss")
+        part = next(part for part in PARTS if quantity.startswith(part))
         counts = [self._counts[s][part] for s in mine if s in self._counts]
         for what in ("pairs", "judgements") if counts else ():
             found[what] = sum(count[what] for count in counts)
         base = self.splits(GLOBAL, 1, quantity)
         if row != GLOBAL and set(mine) <= set(base):
             pair = [list(mine.values()), [base[split] for split in mine]]
-            found["difference"] = _json(lore.evaluate.paired_difference(*pair))
+            found["difference"] = _json(intervals.paired(*pair, people))
         return found
 
     def table(self, quantities: Sequence[str] = QUANTITIES) -> list[dict]:
@@ -103,15 +123,25 @@ def choose_rank(cells: dict[tuple[str, int, int], Cell]) -> dict[tuple[str, int]
     return {place: min(found)[1] for place, found in best.items()}
 
 
-def add_chosen(rows: Rows, cells: dict) -> dict:
-    """Add the row whose rank validation chose; returns what it chose."""
-    chosen = choose_rank(cells)
+def name_splits(chosen: Mapping[tuple, int]) -> dict[str, int]:
+    """What :func:`choose_rank` found, for JSON."""
+    return {f"{split}, seed {seed}": rank for (split, seed), rank in chosen.items()}
+
+
+def add_chosen(rows: Rows, cells: dict, chosen: Mapping[tuple, int]) -> None:
+    """Add the row whose rank validation chose.
+
+    Args:
+        rows: gets it.
+        cells: {(split, seed, rank): cell} of global Bradley-Terry and the default.
+        chosen: of :func:`choose_rank`.
+    """
     for (split, seed), rank in chosen.items():
         name = GLOBAL if rank == 1 else LORE
         cell = cells[split, seed, rank]
         values = {(CHOSEN, q): v for (r, q), v in cell.values.items() if r == name}
-        rows.add(split, OWN, Cell(values, {}))
-    return {f"{split}, seed {seed}": rank for (split, seed), rank in chosen.items()}
+        error = cell.facts.get("expected_error", {}).get(name, {})
+        rows.add(split, OWN, Cell(values, {"expected_error": {CHOSEN: error}}))
 
 
 def markdown(table: Sequence[dict], quantities: Sequence[str] = PARTS) -> str:
@@ -120,6 +150,8 @@ def markdown(table: Sequence[dict], quantities: Sequence[str] = PARTS) -> str:
     heads += [f"{q.split('_')[0]}: vs global" for q in quantities if "heldout" in q]
     lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
     for row in table:
+        if not any(row[q] for q in quantities):
+            continue  # it differs from another row in its probabilities alone
         rank = "" if row["rank"] is None else row["rank"]
         cells = [row["method"], str(rank)]
         cells += [_percent(row[q]) for q in quantities]
@@ -127,6 +159,19 @@ def markdown(table: Sequence[dict], quantities: Sequence[str] = PARTS) -> str:
             if "heldout" in q:
                 cells.append(_percent((row[q] or {}).get("difference"), sign="+"))
         lines.append(" | ".join(cells))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def quality_markdown(table: Sequence[dict]) -> str:
+    """How good the probabilities are: log-loss, Brier score, calibration error."""
+    columns = [(part, name) for part in HELDOUT for name in QUALITY]
+    heads = [f"{part.split('_')[0]}: {QUALITY[name]}" for part, name in columns]
+    lines = [" | ".join(["method", "K", *heads])]
+    lines.append(" | ".join("---" for _ in range(len(heads) + 2)))
+    for row in table:
+        rank = "" if row["rank"] is None else str(row["rank"])
+        cells = [_plain(row[f"{part}_{name}"]) for part, name in columns]
+        lines.append(" | ".join([row["method"], rank, *cells]))
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -147,19 +192,34 @@ def mean_counts(found: Iterable[dict]) -> dict:
     return {name: sum(f[name] for f in found) / len(found) for name in found[0]}
 
 
-def shots_markdown(table: Sequence[dict], shown: Mapping[str, dict] = _NOTHING) -> str:
-    """Held-out accuracy of unseen users in %: a line per method, a column per shot.
+def shots_markdown(
+    table: Sequence[dict],
+    shown: Mapping[str, dict] = _NOTHING,
+    *,
+    quantity: str = "unseen_heldout",
+    what: str = "shots",
+) -> str:
+    """Held-out accuracy in %: a line per method, a column per shot.
 
     The same lines follow with paired differences against global Bradley-Terry, where
     it was run; the last two say how many pairs and distinct judgements all unseen
     users showed together (means over splits and draws).
+
+    Args:
+        table: rows with "shots", "method", "rank" and the quantity.
+        shown: {shots: {"pairs": number, "judgements": number}}.
+        quantity: "unseen_heldout" or "seen_heldout".
+        what: the columns count.
     """
     shots = list(dict.fromkeys(row["shots"] for row in table))
-    found = {(r["method"], r["rank"], r["shots"]): r["unseen_heldout"] for r in table}
-    lines = [" | ".join(["method", "K", *(f"{s} shots" for s in shots)])]
+    found = {(r["method"], r["rank"], r["shots"]): r[quantity] for r in table}
+    title = f"method: {quantity.replace('_', ' ')}"
+    lines = [" | ".join([title, "K", *(f"{s} {what}" for s in shots)])]
     lines.append(" | ".join("---" for _ in range(len(shots) + 2)))
     for method, rank in dict.fromkeys(key[:2] for key in found):
         cells = [_percent(found.get((method, rank, s))) for s in shots]
+        if not any(cells):
+            continue  # it differs from another row in its probabilities alone
         lines.append(" | ".join([method, "" if rank is None else str(rank), *cells]))
     for method, rank in dict.fromkeys(key[:2] for key in found):
         mine = [found.get((method, rank, s)) or {} for s in shots]
@@ -167,9 +227,24 @@ def shots_markdown(table: Sequence[dict], shown: Mapping[str, dict] = _NOTHING) 
             cells = [_percent(m.get("difference"), sign="+") for m in mine]
             rank = "" if rank is None else str(rank)
             lines.append(" | ".join([f"{method}: vs global", rank, *cells]))
-    for what in ("pairs", "judgements") if shown else ():
-        cells = [f"{shown[str(s)][what]:g}" for s in shots]
-        lines.append(" | ".join([f"{what} shown", "", *cells]))
+    for counted in ("pairs", "judgements") if shown else ():
+        cells = [f"{shown[str(s)][counted]:g}" for s in shots]
+        lines.append(" | ".join([f"{counted} shown", "", *cells]))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def shots_quality_markdown(table: Sequence[dict]) -> str:
+    """The same lines in log-loss, Brier score and calibration error."""
+    shots = list(dict.fromkeys(row["shots"] for row in table))
+    found = {(r["method"], r["rank"], r["shots"]): r for r in table}
+    lines = [" | ".join(["method", "K", "", *(f"{s} shots" for s in shots)])]
+    lines.append(" | ".join("---" for _ in range(len(shots) + 3)))
+    for method, rank in dict.fromkeys(key[:2] for key in found):
+        for name, title in QUALITY.items():
+            rows = [found.get((method, rank, s), {}) for s in shots]
+            cells = [_plain(row.get(f"unseen_heldout_{name}")) for row in rows]
+            head = [method, "" if rank is None else str(rank), title]
+            lines.append(" | ".join([*head, *cells]))
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -191,7 +266,10 @@ def write_results(folder, name: str, results: dict, text: str) -> None:
                         more = found.get("difference") or {}
                         out.writerow(
                             [row["method"], row["rank"], row.get("shots"), quantity]
-                            + [found[n] for n in ("mean", "low", "high", "num_users")]
+                            + [
+                                found.get(n)
+                                for n in ("mean", "low", "high", "num_users")
+                            ]
                             + [found.get(n) for n in COUNTED]
                             + [more.get(n) for n in ("mean", "low", "high")]
                         )
@@ -206,3 +284,7 @@ def _percent(found: dict | None, sign: str = "") -> str:
         return ""
     mean, low, high = (100 * found[name] for name in ("mean", "low", "high"))
     return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def _plain(found: dict | None) -> str:
+    return f"{found['mean']:.3f}" if found else ""

@@ -1,119 +1,116 @@
 """Planted populations: is the truth recovered, and how many pairs does a user need?
 
-Users with known mixtures of known directions choose between random responses. Against
-the number of training pairs this shows how far the learned directions span the true
-ones, and the accuracy next to what the true weights reach; against the number of shots
-it shows the accuracy of new users, with the learned basis and with the true one.
+Users with known mixtures of known directions choose between random responses, and a
+share of their choices is flipped. Against the number of pairs of every user this shows
+how far the learned directions are the true ones (principal angles), and the accuracy of
+every method beside the oracle's, which knows basis and weights; against the number of
+shots it shows the accuracy of new users. Held-out choices follow Bradley-Terry without
+flips, so even the oracle is not always right.
+
+Without flags: D = 256, K = 5, 200 users, 10 % label noise, 10 to 200 pairs per user.
 """
 
 import argparse
-import collections
+import dataclasses
+import functools
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
 import lore_jax as lore
-from experiments import figures
-from experiments.baselines import on_floor, someone_else
-from experiments.tables import replacing, versions, write_json
+from experiments import baselines, cli, figures, report
+from experiments.parts import PARTS, Split
+from experiments.prepare import drop_flag, positive
+from experiments.protocol import (
+    HELDOUT,
+    Cell,
+    Run,
+    Store,
+    collect,
+    judge,
+    stored_margins,
+)
+from experiments.tables import digest, versions, write_json
 
 ORACLE = "true basis and weights"
 TRUE = "true basis, adapted"
-LORE = "learned basis, adapted"
-MAXIMUM = "learned basis, maximum likelihood"
-POPULATION = "learned basis, population mean"
-OTHER = "learned basis, another user's weights"
-GLOBAL = "global Bradley-Terry"
+FACTS = ("users", "new_users", "features", "true_rank", "alpha", "label_noise")
+ANGLES = ("largest", "mean", "matched")
 
 
-def recovery(basis, truth) -> dict:
-    """How far learned directions are the true ones.
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """A planted problem, with as many pairs of every user; a source of ``Run``.
 
-    Args:
-        basis: float[D, K].
-        truth: float[D, J].
-
-    Returns:
-        ``subspace``: mean squared cosine of the true directions to the learned span;
-        ``matched``: mean cosine of true directions to learned ones, best matching.
+    Attributes:
+        seed: of truth and choices; problems of one seed have nested pairs.
+        pairs: of every user, seen and new alike.
+        most: pairs that are drawn, of which ``pairs`` are taken.
+        facts: values of ``FACTS``.
     """
-    from scipy.optimize import linear_sum_assignment
 
-    basis, truth = (np.asarray(x, np.float64) for x in (basis, truth))
-    spans, true = np.linalg.qr(basis)[0], np.linalg.qr(truth)[0]
-    unit = [x / np.maximum(np.linalg.norm(x, axis=0), 1e-30) for x in (basis, truth)]
-    cosines = unit[0].T @ unit[1]
-    matched = cosines[linear_sum_assignment(-cosines)]
-    return {
-        "subspace": float(np.sum((spans.T @ true) ** 2) / truth.shape[1]),
-        "matched": float(matched.mean()),
-    }
+    seed: int
+    pairs: int
+    most: int
+    facts: tuple
 
+    @property
+    def name(self) -> str:
+        """What files call it."""
+        return f"{self.pairs}_pairs_{self.seed}"
 
-def one(args: argparse.Namespace, seed: int, pairs: int) -> dict:
-    """One planted problem: {"recovery", "heldout", "shots"}; per-user as lists."""
-    key_data, key_fit, key_global = jax.random.split(jax.random.key(seed), 3)
-    problem = lore.population.planted(
-        key_data,
-        num_users=args.users + args.new_users,
-        pairs_per_user=max(pairs, *args.shots),
-        num_features=args.features,
-        rank=args.true_rank,
-        alpha=args.alpha,
-        label_noise=args.label_noise,
-    )
-    number = np.arange(args.users + args.new_users)
-    seen, new = np.split(number, [args.users])
-    train = lore.data.take_users(problem.prefs, seen)
-    train = compact(lore.data.take_shots(train, pairs, seed=seed))
-    test, new_test = (lore.data.take_users(problem.heldout, u) for u in (seen, new))
-    shown = lore.data.take_users(problem.prefs, new)
-    default = {} if args.default_steps is None else {"num_steps": args.default_steps}
-    config = lore.TrainConfig(**default)
-    fitted = lore.fit(train, rank=args.rank, key=key_fit, config=config)
-    one_for_all = lore.fit(train, rank=1, key=key_global, config=config)
-    truth = np.asarray(problem.weights)
-    heldout = {
-        ORACLE: lore.accuracy(problem.basis, truth[seen], test),
-        LORE: lore.accuracy(fitted.basis, fitted.weights, test),
-        GLOBAL: lore.accuracy(one_for_all.basis, one_for_all.weights, test),
-    }
-    own, true = (on_floor(new_test, b) for b in (fitted.basis, problem.basis))
-    mine, theirs = (on_floor(shown, b) for b in (fitted.basis, problem.basis))
-    eye, flat = (np.eye(k, dtype=np.float32) for k in (args.rank, args.true_rank))
-    ones = np.ones((len(new), 1), np.float32)
-    always = {
-        ORACLE: lore.accuracy(flat, truth[new], true),
-        GLOBAL: lore.accuracy(one_for_all.basis, ones, new_test),
-    }
-    maximum = lore.AdaptConfig.maximum_likelihood(fitted.temperature)
-    mean = np.tile(np.asarray(fitted.prior.mean), (len(new), 1))
-    shots: dict = collections.defaultdict(dict)
-    for count in args.shots:
-        few = lore.data.take_shots(mine, count, seed=seed)
-        known = lore.data.take_shots(theirs, count, seed=seed)
-        weights = np.asarray(lore.adapt(eye, few, prior=fitted.prior).weights)
-        best = lore.adapt(eye, few, config=maximum).weights
-        prior = lore.AdaptConfig.maximum_a_posteriori(args.alpha)
-        shots[count] = {
-            **always,
-            TRUE: lore.accuracy(
-                flat, lore.adapt(flat, known, config=prior).weights, true
-            ),
-            LORE: lore.accuracy(eye, weights, own),
-            MAXIMUM: lore.accuracy(eye, best, own),
-            POPULATION: lore.accuracy(eye, mean, own),
-            OTHER: lore.accuracy(eye, someone_else(weights, seed), own),
+    def fingerprint(self, known: dict | None = None) -> str:
+        """Identifies the problem; ``known`` is not needed."""
+        return digest(json.dumps(dataclasses.astuple(self)))[:16]
+
+    def people(self) -> dict[str, np.ndarray]:
+        """Ids of seen and new users; those of another seed are other people."""
+        facts = dict(zip(FACTS, self.facts))
+        ids = np.array([f"{self.seed}/{u}" for u in range(sum(self.facts[:2]))])
+        return dict(zip(("seen", "unseen"), np.split(ids, [facts["users"]])))
+
+    def truth(self) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """The true basis float[D, K], and weights of seen and of new users."""
+        problem = _draw(self.seed, self.most, self.facts)
+        weights = np.asarray(problem.weights)
+        return np.asarray(problem.basis), tuple(np.split(weights, [self.facts[0]]))
+
+    def load(self) -> Split:
+        """The four parts; the reference head is the planted mean direction."""
+        problem = _draw(self.seed, self.most, self.facts)
+        shown = lore.data.take_shots(problem.prefs, self.pairs, seed=self.seed)
+        sides = np.split(np.arange(shown.num_users), [self.facts[0]])
+        parts = [
+            compact(lore.data.take_users(prefs, users))
+            for users in sides
+            for prefs in (shown, problem.heldout)
+        ]
+        counts = {
+            part: {
+                **{"users": prefs.num_users, "pairs": prefs.num_pairs},
+                **dict.fromkeys(("units", "judgements", "user_rows"), prefs.num_pairs),
+            }
+            for part, prefs in zip(PARTS, parts)
         }
-    lists = {
-        s: {n: np.asarray(v).tolist() for n, v in r.items()} for s, r in shots.items()
-    }
-    return {
-        "recovery": recovery(fitted.basis, problem.basis),
-        "heldout": {name: np.asarray(v).tolist() for name, v in heldout.items()},
-        "shots": {str(count): rows for count, rows in lists.items()},
-    }
+        head = np.asarray(problem.basis).mean(1)  # the Dirichlet is symmetric
+        data = lore.data.FourWay(*parts)
+        return Split(self.name, data, head, "pairs", np.zeros(0, int), None, counts)
+
+
+@functools.lru_cache(maxsize=1)
+def _draw(seed: int, most: int, facts: tuple) -> lore.population.Planted:
+    asked = dict(zip(FACTS, facts))
+    return lore.population.planted(
+        jax.random.key(seed),
+        num_users=asked["users"] + asked["new_users"],
+        pairs_per_user=most,
+        num_features=asked["features"],
+        rank=asked["true_rank"],
+        alpha=asked["alpha"],
+        label_noise=asked["label_noise"],
+    )
 
 
 def compact(prefs: lore.Preferences) -> lore.Preferences:
@@ -125,127 +122,244 @@ def compact(prefs: lore.Preferences) -> lore.Preferences:
     )
 
 
-def interval(splits: list) -> tuple[float, float, float]:
-    """Mean and 95 % interval over problems and their users."""
-    found = lore.evaluate.bootstrap_interval([np.array(x) for x in splits])
-    return found.mean, found.low, found.high
+def recovery(basis, truth) -> dict[str, float]:
+    """How far learned directions are the true ones.
+
+    Args:
+        basis: float[D, K].
+        truth: float[D, J].
+
+    Returns:
+        ``largest`` and ``mean`` principal angle between the spans, in degrees (0 is
+        recovered, random directions of D ≫ K are near 90); ``matched``, the mean angle
+        between each true direction and its learned one, best matching.
+    """
+    from scipy.linalg import subspace_angles
+    from scipy.optimize import linear_sum_assignment
+
+    basis, truth = (np.asarray(x, np.float64) for x in (basis, truth))
+    angles = np.degrees(subspace_angles(basis, truth))
+    unit = [x / np.maximum(np.linalg.norm(x, axis=0), 1e-30) for x in (basis, truth)]
+    cosines = unit[0].T @ unit[1]
+    matched = np.arccos(np.clip(cosines[linear_sum_assignment(-cosines)], -1, 1))
+    values = (angles.max(), angles.mean(), np.degrees(matched).mean())
+    return dict(zip(ANGLES, map(float, values)))
 
 
-def main(argv=None) -> dict:
-    """Command line."""
-    from tqdm import tqdm
+def known_truth(run: Run, source: Planted, shots: int | None, trials: int) -> Cell:
+    """What the truth reaches: the oracle, and the true basis after so many shots."""
+    name = "all" if shots is None else shots
+    trials = 1 if shots in (None, 0) else trials
+    key = {"split": source.name, "data": source.fingerprint(), "method": "truth"}
+    key |= {"shots": name, "trials": trials}
+    if (found := run.store.get(key)) is not None:
+        return found
+    split, (basis, weights) = run.split(source), source.truth()
+    parts = [baselines.on_floor(part, basis) for part in split.data]
+    eye = np.eye(basis.shape[1], dtype=np.float32)
+    config = lore.AdaptConfig.maximum_a_posteriori(
+        dict(zip(FACTS, source.facts))["alpha"]
+    )
+    values: dict = {}
+    errors: dict = {}
+    for p, (shown, prefs), part in zip(weights, (parts[:2], parts[2:]), HELDOUT):
+        rows = {ORACLE: judge(stored_margins(p, prefs, 1.0), prefs)}
+        collect(values, errors, part, rows)
+        found: list = []
+        for trial in range(trials):
+            few = lore.data.take_shots(shown, shots, seed=1000 * source.seed + trial)
+            p = lore.adapt(eye, few, config=config).weights
+            found.append(judge(stored_margins(p, prefs, 1.0), prefs))
+        mean = {n: sum(users[n] for users, _ in found) / trials for n in found[0][0]}
+        error = sum(error for _, error in found) / trials
+        collect(values, errors, part, {TRUE: (mean, error)})
+    facts = {"expected_error": errors, "counts": split.counts}
+    return run.store.put(key, Cell(values, facts))
 
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags: the planted problem, and those of every experiment."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/synthetic"))
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--pairs", type=int, nargs="+", default=[5, 10, 25, 50, 100], help="per user")
-    add("--shots", type=int, nargs="+", default=[0, 1, 3, 5, 10, 20, 50])
-    add("--users", type=int, default=200)
-    add("--new-users", type=int, default=200)
-    add("--features", type=int, default=64)
-    add("--true-rank", type=int, default=5)
-    add("--rank", type=int, default=5, help="of the fit")
+    add("--out", type=Path, default=Path("runs/synthetic"), help="results folder")
+    cli.add_flags(parser)
+    for name in ("variants", "splits", "leak_threshold"):  # nothing is prepared here
+        drop_flag(parser, name)
+    add("--pairs", type=positive, nargs="+", default=[10, 25, 50, 100, 200],
+        help="of every user")  # fmt: skip
+    add("--shots-at", type=positive, default=50, help="--pairs that shots are shown at")
+    add("--users", type=positive, default=200, help="seen")
+    add("--new-users", type=positive, default=200)
+    add("--features", type=positive, default=256)
+    add("--true-rank", type=positive, default=5)
     add("--alpha", type=float, default=0.3, help="Dirichlet of the users")
     add("--label-noise", type=float, default=0.1, help="share of choices flipped")
-    add("--default-steps", type=int, help="of the fit")
-    args = parser.parse_args(argv)
-    fixed = ("users", "new_users", "features", "true_rank", "rank", "alpha")
-    facts = {n: getattr(args, n) for n in (*fixed, "label_noise", "default_steps")}
-    facts["shots"] = args.shots
-    cells = {}
-    todo = [(pairs, seed) for pairs in args.pairs for seed in args.seeds]
-    for pairs, seed in tqdm(todo, "planted problems", disable=None):
-        cells[pairs, seed] = stored(args, facts, pairs, seed)
-    results = tabulate(args, cells)
-    asked = {"seeds": args.seeds, "pairs": args.pairs, **facts}
+    parser.set_defaults(
+        seeds=[0, 1, 2], ranks=[0, 1, 5], shots=[0, 1, 3, 5, 10, 20],
+        alternating_steps=1000, trials=3,
+    )  # fmt: skip
+    return parser
+
+
+def main(argv=None) -> dict:
+    """Command line."""
+    parser = make_parser()
+    args = cli.parse(parser, argv)
+    if args.shots_at not in args.pairs:
+        parser.error(f"--shots-at {args.shots_at} is none of --pairs {args.pairs}")
+    if args.quick:
+        args.trials = 1
+    facts = tuple(getattr(args, name) for name in FACTS)
+    most = max(args.pairs)
+    sources = [
+        Planted(seed, n, most, facts) for seed in args.seeds for n in sorted(args.pairs)
+    ]
+    recipes = cli.recipes(args, args.ranks, head=True)
+    run = Run(Store(args.out), sources)
+    asked = {k: v for k, v in vars(args).items() if k != "config"}
+    asked = json.loads(json.dumps(asked, default=str))
     write_json(args.out / "config.json", {**asked, "versions": versions()})
-    write_json(
-        args.out / "synthetic.json", {**asked, **results, "versions": versions()}
-    )
-    draw(args, results)
-    text = markdown(results)
-    (args.out / "synthetic.md").write_text(text, encoding="utf-8")
-    print(text)
+    by_pairs, found, counts = compare(run, recipes, args)
+    by_shots, shown = vary_shots(run, recipes, args)
+    learned = tabulate_recovery(found)
+    texts = [report.shots_markdown(by_pairs, quantity=q, what="pairs")
+             for q in ("seen_heldout", "unseen_heldout")]  # fmt: skip
+    text = "\n".join([*texts, recovery_markdown(learned)])
+    results = {"table": by_pairs, "recovery": learned, "counts": counts}
+    report.write_results(args.out, "by_pairs", results, text)
+    shots = report.shots_markdown(by_shots, shown)
+    shots += "\n" + report.shots_quality_markdown(by_shots)
+    results |= {"shots": {"table": by_shots, "shown": shown}}
+    report.write_results(args.out, "by_shots", results["shots"], shots)
+    draw(args, by_pairs, by_shots, learned)
+    print(text + "\n" + shots)
     return results
 
 
-def stored(args: argparse.Namespace, facts: dict, pairs: int, seed: int) -> dict:
-    """A finished problem from disk, or computed and stored."""
-    import json
+def todo(run: Run, recipes, what: str, pairs: int | None = None):
+    """Every (source, recipe), with progress."""
+    from tqdm import tqdm
 
-    from experiments.tables import digest
-
-    key = {**facts, "pairs": pairs, "seed": seed, "lore_jax": lore.__version__}
-    name = f"{pairs}_{seed}_{digest(json.dumps(key, sort_keys=True))[:12]}.json"
-    path = args.out / "cells" / name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = one(args, seed, pairs)
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(found))
-    return json.loads(path.read_text())
+    sources = [s for s in run.sources if pairs in (None, s.pairs)]
+    both = [(source, recipe) for source in sources for recipe in recipes]
+    with tqdm(both, desc=what, unit="cell", disable=None) as progress:
+        for source, recipe in progress:
+            progress.set_postfix_str(f"{source.name} {recipe.label} {recipe.rank}")
+            yield source, recipe
 
 
-def tabulate(args: argparse.Namespace, cells: dict) -> dict:
-    """Means and intervals of everything: by training pairs, then by shots."""
-    by_pairs: dict = collections.defaultdict(dict)
-    for pairs in args.pairs:
-        some = [cells[pairs, seed] for seed in args.seeds]
-        for name in some[0]["heldout"]:
-            by_pairs[name][pairs] = interval([cell["heldout"][name] for cell in some])
-    recovered = {
-        name: {
-            pairs: float(
-                np.mean([cells[pairs, s]["recovery"][name] for s in args.seeds])
-            )
-            for pairs in args.pairs
+def compare(run: Run, recipes, args) -> tuple[list[dict], dict, dict]:
+    """The four-way table at every number of pairs; angles and counts of all fits."""
+    rows = {pairs: report.Rows(run.people) for pairs in sorted(args.pairs)}
+    comparable: dict = {pairs: {} for pairs in rows}
+    found: dict = {}
+    counts: dict = {}
+    for source in run.sources:
+        cell = known_truth(run, source, None, 1)
+        rows[source.pairs].add(source.name, args.true_rank, cell)
+    for source, recipe in todo(run, recipes, "fits"):
+        cell = run.four_way(source, source.seed, recipe)
+        rows[source.pairs].add(source.name, recipe.rank, cell)
+        counts[source.name] = cell.facts["counts"]
+        if recipe.method in ("global", "lore"):
+            place = (source.name, source.seed, recipe.rank)
+            comparable[source.pairs][place] = cell
+        if recipe.rank > 1:
+            basis = run.fit(source, source.seed, recipe).basis
+            angles = recovery(basis, source.truth()[0])
+            key = (recipe.label, recipe.rank, source.pairs)
+            found.setdefault(key, []).append(angles)
+    for pairs, some in rows.items():
+        cells = comparable[pairs]
+        report.add_chosen(some, cells, report.choose_rank(cells))
+    table = [{"shots": n, **row} for n, some in rows.items() for row in some.table()]
+    return table, found, counts
+
+
+def vary_shots(run: Run, recipes, args) -> tuple[list[dict], dict]:
+    """New users after few pairs, with the fits at ``--shots-at`` pairs."""
+    shots = [*args.shots, None]
+    rows = {s: report.Rows(run.people) for s in shots}
+    shown: dict = {}
+    for source, recipe in todo(run, recipes, "shots", args.shots_at):
+        for s in shots:
+            if recipe.method in ("head", "global"):
+                cell = run.four_way(source, source.seed, recipe)
+            else:
+                cell = run.sweep(source, source.seed, recipe, s, args.trials)
+                counted = {n: cell.facts[n] for n in ("pairs", "judgements")}
+                shown.setdefault("all" if s is None else str(s), []).append(counted)
+            rows[s].add(source.name, recipe.rank, cell)
+    for source in run.sources:
+        for s in shots if source.pairs == args.shots_at else ():
+            cell = known_truth(run, source, s, args.trials)
+            rows[s].add(source.name, args.true_rank, cell)
+    unseen = [q for q in report.QUANTITIES if q.startswith("unseen_heldout")]
+    table = [
+        {"shots": "all" if s is None else s, **row}
+        for s, some in rows.items()
+        for row in some.table(unseen)
+    ]
+    return table, {s: report.mean_counts(some) for s, some in shown.items()}
+
+
+def tabulate_recovery(found: dict) -> list[dict]:
+    """Mean, least and greatest angle over the seeds, by method, rank and pairs."""
+    return [
+        {
+            **{"method": method, "rank": rank, "pairs": pairs},
+            **{
+                name: [float(f([a[name] for a in some])) for f in (np.mean, min, max)]
+                for name in ANGLES
+            },
         }
-        for name in ("subspace", "matched")
-    }
-    most = max(args.pairs)
-    some = [cells[most, seed] for seed in args.seeds]
-    by_shots: dict = collections.defaultdict(dict)
-    for count in args.shots:
-        for name in some[0]["shots"][str(count)]:
-            found = [cell["shots"][str(count)][name] for cell in some]
-            by_shots[name][count] = interval(found)
-    return {"by_pairs": by_pairs, "recovery": recovered, "by_shots": by_shots}
+        for (method, rank, pairs), some in found.items()
+    ]
 
 
-def draw(args: argparse.Namespace, results: dict) -> None:
-    """The two figures."""
+def recovery_markdown(table: list[dict]) -> str:
+    """Angles in degrees, mean [least, greatest] over the seeds."""
+    columns = list(dict.fromkeys(row["pairs"] for row in table))
+    found = {(r["method"], r["rank"], r["pairs"]): r for r in table}
+    lines = [["angle to the truth", "K", "", *(f"{n} pairs" for n in columns)]]
+    lines.append(["---"] * (len(columns) + 3))
+    for method, rank in dict.fromkeys(key[:2] for key in found):
+        for name in ANGLES:
+            rows = [found[method, rank, n][name] for n in columns]
+            cells = [f"{m:.0f}° [{low:.0f}, {high:.0f}]" for m, low, high in rows]
+            lines.append([method, str(rank), name, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw(args, by_pairs: list[dict], by_shots: list[dict], learned: list[dict]) -> None:
+    """Accuracy against pairs and shots, and the angles against pairs."""
     folder = args.out / "figures"
+    ranks = sorted({r for r in args.ranks if r > 1} | {args.true_rank})
     for name, table, label in (
-        ("accuracy_by_pairs", "by_pairs", "training pairs of each seen user"),
-        ("accuracy_by_shots", "by_shots", "pairs shown by a new user"),
+        ("accuracy_by_pairs", by_pairs, "pairs of every user"),
+        ("accuracy_by_shots", by_shots, "pairs shown by a new user"),
     ):
-        curves = {
-            row: [(x, *values) for x, values in points.items()]
-            for row, points in results[table].items()
-        }
-        figures.shots_figure(folder / name, curves, xlabel=label)
-
-
-def markdown(results: dict) -> str:
-    """The two tables, in %."""
-    out = ""
-    for table, what in (("by_pairs", "training pairs"), ("by_shots", "shots")):
-        rows = results[table]
-        columns = list(next(iter(rows.values())))
-        lines = [["", *(f"{x} {what}" for x in columns)], ["---"] * (len(columns) + 1)]
-        for name, points in rows.items():
-            shown = [[100 * v for v in points[x]] for x in columns]
-            lines.append([name, *(f"{m:.1f} [{a:.1f}, {b:.1f}]" for m, a, b in shown)])
-        if table == "by_pairs":
-            for name, found in results["recovery"].items():
-                values = [f"{100 * found[x]:.1f}" for x in columns]
-                lines.append([f"recovery: {name}", *values])
-        out += "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
-    return out
+        for rank in ranks:
+            curves: dict = {}
+            for row in table:
+                if (v := row["unseen_heldout"]) and row["rank"] in (rank, 0, 1, None):
+                    point = (row["shots"], *(v[n] for n in ("mean", "low", "high")))
+                    curves.setdefault(row["method"], []).append(point)
+            path = folder / (name + (f"_rank_{rank}" if len(ranks) > 1 else ""))
+            figures.shots_figure(path, curves, xlabel=label, title=f"K = {rank}")
+    curves = {}
+    for row in learned:
+        label = f"{row['method']}, K = {row['rank']}"
+        values = [value / 100 for value in row["mean"]]  # the figure shows hundredths
+        curves.setdefault(label, []).append((row["pairs"], *values))
+    if curves:
+        figures.shots_figure(
+            folder / "angles_by_pairs", curves, xlabel="pairs of every user",
+            ylabel="mean principal angle to the truth, degrees",
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

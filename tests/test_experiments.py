@@ -21,6 +21,7 @@ from experiments import (  # noqa: E402
     cli,
     figures,
     from_table,
+    intervals,
     leaks,
     parts,
     report,
@@ -32,7 +33,7 @@ from experiments.bowling_green import prepare as bowling  # noqa: E402
 from experiments.bowling_green import train_basis as bowling_train  # noqa: E402
 from experiments.bowling_green import vary_fewshot as bowling_fewshot  # noqa: E402
 from experiments.personal_llm import evaluate_at_size  # noqa: E402
-from experiments.protocol import Cell, Run, Store  # noqa: E402
+from experiments.protocol import Cell, Run, Store, judge  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -193,12 +194,24 @@ def test_bowling_green_from_a_raw_export(tmp_path, monkeypatch):
     folders = ["--data", str(tmp_path / "prepared"), "--out", str(tmp_path / "runs")]
     folders += [*QUICK, "--methods", "global", "lore"]
     (trained,) = bowling_train.main(folders)
-    bowling_fewshot.main(folders)
+    (swept,) = bowling_fewshot.main(folders)
     assert pictures(tmp_path / "runs") == set(PICTURES)
     assert set(trained["counts"]) == {"split_0"}
     rows = {row["method"] for row in trained["table"]}
     assert {baselines.GLOBAL, baselines.LORE, report.CHOSEN} <= rows
-    assert {baselines.POPULATION, baselines.OTHER} <= rows
+    more = {baselines.POPULATION, baselines.OTHER, baselines.MAXIMUM}
+    assert more <= rows
+    assert {baselines.LORE, report.CHOSEN, *more} <= {
+        r["method"] for r in swept["table"]
+    }
+    assert swept["chosen_rank"] == trained["chosen_rank"]
+    for results in (trained, swept):  # the plug-in differs in its probabilities alone
+        row = next(r for r in results["table"] if r["method"] == baselines.PLUG_IN)
+        assert row["unseen_heldout"] is None
+        assert row["unseen_heldout_brier"]["mean"] > 0
+    assert (
+        f"{baselines.PLUG_IN} | 2 | ECE" in (tmp_path / "runs/fewshot.md").read_text()
+    )
 
 
 def test_bowling_green_shipped_votes_have_no_vote_on_two_sides(tmp_path):
@@ -591,6 +604,30 @@ def test_published_recipes_see_scaled_features_and_fold_back(prepared):
     np.testing.assert_allclose(fitted.basis, plain.basis * scale, rtol=1e-4)
 
 
+def test_published_recipes_do_not_centre_differences():
+    rng = np.random.default_rng(0)
+    delta = rng.normal(3.0, 1.0, size=(12, 4)).astype(np.float32)
+    prefs = lore.Preferences.from_ragged([delta[:6], delta[6:]])
+    data = lore.data.FourWay(prefs, prefs, prefs, prefs)
+    split = parts.Split("x", data, None, "pairs", np.zeros(0, int), None, {})
+    fitted = baselines.Recipe("joint", 1, {"num_steps": 40}, {}).fit(split, 0)
+    alike = np.ones((2, 1), np.float32)
+    assert np.all(lore.accuracy(fitted.basis, alike, prefs) == 1)
+
+
+def test_labels_say_what_is_not_as_published():
+    names = [
+        baselines.Recipe(method, 2, {"num_steps": steps, "alpha": alpha}).label
+        for method, steps, alpha in (
+            *(("joint", 1000, 0.0), ("alternating", 20_000, 10.0)),
+            ("alternating", 1000, 0.0),
+        )
+    ]
+    assert names[0] == "published joint"
+    assert names[1] == "published alternating, anchor 10"
+    assert names[2] == "published alternating, 1,000 steps"
+
+
 def test_each_user_alone_solves_its_own_ridge_problem(prepared):
     seen = parts.list_splits([prepared])[0].load().data.seen
     own = baselines.Alone(ridge=0.7, scale=3.0)
@@ -601,10 +638,9 @@ def test_each_user_alone_solves_its_own_ridge_problem(prepared):
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
     ones = np.tile(direction[:, None], seen.num_users).astype(np.float32)
     alike = np.ones((seen.num_users, 1), np.float32)
-    np.testing.assert_allclose(
-        baselines.accuracies(ones, seen),
-        lore.accuracy(ones[:, :1], alike, seen),
-    )
+    users, _ = judge(baselines.own_margins(ones, seen), seen)
+    plain = lore.accuracy(ones[:, :1], alike, seen)
+    np.testing.assert_allclose(users[""], plain)
 
 
 def test_another_users_weights_are_nobodys_own():
@@ -615,8 +651,69 @@ def test_another_users_weights_are_nobodys_own():
         np.testing.assert_array_equal(other.sum(0), 1)
 
 
+def test_judged_pairs_are_those_of_the_library():
+    rng = np.random.default_rng(0)
+    prefs = lore.Preferences.from_pairs(
+        rng.normal(size=(30, 3)).astype(np.float32), np.arange(15), np.arange(15, 30),
+        rng.integers(3, size=15), 4, label=rng.random(15),
+    )  # fmt: skip
+    basis, p = np.eye(3, dtype=np.float32), rng.dirichlet(np.ones(3), 4)
+    p = p.astype(np.float32)
+    margins = np.asarray(lore.margins(basis, p, prefs, 0.5))[prefs.order]
+    users, error = judge(margins, prefs)
+    np.testing.assert_allclose(users[""], lore.accuracy(basis, p, prefs), rtol=1e-6)
+    loss = lore.log_loss(basis, p, prefs, 0.5)
+    np.testing.assert_allclose(users["_log_loss"], loss, rtol=1e-5)
+    chance, label = 1 / (1 + np.exp(-margins)), np.asarray(prefs.label)
+    for user in range(3):
+        mine = prefs.user == user
+        brier = np.mean((chance[mine] - label[mine]) ** 2)
+        assert users["_brier"][user] == pytest.approx(brier, rel=1e-5)
+    assert np.isnan(users["_brier"][3])
+    assert 0 < error < 1
+    assert judge(np.zeros(15), prefs.replace(label=None))[1] == 0  # undecided is right
+
+
+def draw_splits(rng, *, users=120, splits=4, share=0.8, own=0.1, split=0.0, pairs=0.05):
+    """Values and ids of splits of the same people, whose true mean is 0."""
+    taste, shift = rng.normal(0, own, users), rng.normal(0, split, splits)
+    some = [rng.permutation(users)[: round(share * users)] for _ in range(splits)]
+    noise = [rng.normal(0, pairs, len(ids)) for ids in some]
+    return [taste[i] + shift[s] + noise[s] for s, i in enumerate(some)], some
+
+
+@pytest.mark.parametrize("design", [{}, {"split": 0.02}, {"share": 0.2}])
+def test_intervals_cover_the_truth_though_splits_share_users(design):
+    rng = np.random.default_rng(1)
+    hits = []
+    for _ in range(300):
+        found = intervals.bootstrap(*draw_splits(rng, **design), resamples=300)
+        hits.append(found.low <= 0 <= found.high)
+    assert 0.91 < np.mean(hits) < 0.985  # 95 % ± 3 deviations of 300 draws
+
+
+def test_intervals_of_splits_that_share_users_are_no_narrower_than_of_one():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=60)
+    ids = np.arange(60)
+    one = intervals.bootstrap([values], [ids])
+    again = intervals.bootstrap([values] * 5, [ids] * 5)
+    assert (again.low, again.high) == pytest.approx((one.low, one.high))
+    assert (again.mean, again.num_users) == pytest.approx((values.mean(), 60))
+    plain = lore.evaluate.bootstrap_interval(values)
+    assert one.high - one.low == pytest.approx(plain.high - plain.low, rel=0.1)
+    moved = intervals.paired([values + 0.3] * 3, [values] * 3, [ids] * 3)
+    assert (moved.low, moved.high) == pytest.approx((0.3, 0.3))
+    values[7] = np.nan
+    assert intervals.bootstrap([values], [ids]).num_users == 59
+    with pytest.raises(ValueError, match="equal shapes"):
+        intervals.bootstrap([values], [ids[1:]])
+    with pytest.raises(ValueError, match="at least one number in every split"):
+        intervals.bootstrap([values, values[7:8]], [ids, ids[7:8]])
+
+
 def test_rows_average_seeds_and_pair_differences():
-    rows = report.Rows()
+    rows = report.Rows({s: {"seen": ["x", "y", "z"]} for s in "ab"})
     for split, base in (("a", 0.5), ("b", 0.7)):
         for seed in (0.0, 0.1):
             values = np.array([base, base + 0.2, np.nan]) + seed
@@ -625,7 +722,7 @@ def test_rows_average_seeds_and_pair_differences():
                 rows.add(split, 1 if name == baselines.GLOBAL else 2, cell)
     found = rows.interval(baselines.LORE, 2, "seen_heldout")
     assert found["mean"] == pytest.approx(0.85)
-    assert found["num_splits"] == 2
+    assert (found["num_splits"], found["num_users"]) == (2, 2)
     assert found["difference"]["mean"] == pytest.approx(0.1)
     assert found["difference"]["high"] == pytest.approx(0.1)
 
@@ -758,25 +855,61 @@ def test_reward_bench_texts_only(tmp_path):
 
 
 def test_synthetic(tmp_path):
-    argv = ["--out", str(tmp_path), "--seeds", "0", "--pairs", "10"]
-    argv += ["--shots", "0", "3", "--users", "30", "--new-users", "20"]
-    argv += ["--features", "6", "--true-rank", "2", "--rank", "2"]
-    found = synthetic.main([*argv, "--default-steps", "20"])
-    assert pictures(tmp_path) == {"accuracy_by_pairs", "accuracy_by_shots"}
-    assert len(list((tmp_path / "cells").iterdir())) == 1
-    assert found["by_pairs"][synthetic.ORACLE][10][0] > 0.6
-    shots = found["by_shots"]
-    assert shots[synthetic.LORE][0][0] == shots[synthetic.POPULATION][0][0]
+    argv = ["--out", str(tmp_path), "--seeds", "0", "--pairs", "10", "--quick"]
+    argv += ["--shots", "0", "3", "--users", "16", "--new-users", "16"]
+    argv += ["--shots-at", "10", "--features", "6", "--true-rank", "2"]
+    argv += ["--ranks", "0", "1", "2", "--methods", "head", "global", "lore"]
+    found = synthetic.main(argv)
+    names = {"accuracy_by_pairs", "accuracy_by_shots", "angles_by_pairs"}
+    assert pictures(tmp_path) == names
+    rows = {(r["method"], r["shots"]): r["unseen_heldout"] for r in found["table"]}
+    assert rows[synthetic.ORACLE, 10]["mean"] > rows[synthetic.TRUE, 10]["mean"] > 0.6
+    wanted = {baselines.HEAD, baselines.GLOBAL, report.CHOSEN}
+    wanted |= {baselines.POPULATION, baselines.OTHER, baselines.MAXIMUM}
+    swept = {r["method"]: r for r in found["shots"]["table"] if r["shots"] == 0}
+    assert wanted <= {method for method, _ in rows}
+    assert wanted - {report.CHOSEN} <= set(swept)
+    accuracy = [
+        swept[n]["unseen_heldout"]["mean"]
+        for n in (baselines.LORE, baselines.POPULATION)
+    ]
+    assert accuracy[0] == accuracy[1]  # who has shown nothing gets the population's
+    assert found["shots"]["shown"]["3"]["pairs"] == 3 * 16
+    assert {row["pairs"] for row in found["recovery"]} == {10}
+    for name in ("by_pairs", "by_shots", "config"):
+        assert json.loads((tmp_path / f"{name}.json").read_text())["versions"]["jax"]
+    with pytest.raises(SystemExit):
+        synthetic.main([*argv, "--shots-at", "5"])
+
+
+def test_planted_problems_of_a_seed_are_nested_and_known():
+    facts = (5, 3, 4, 2, 0.3, 0.1)
+    few, many = (synthetic.Planted(1, n, 6, facts) for n in (2, 6))
+    first, second = few.load(), many.load()
+    assert [part.num_pairs for part in first.data] == [10, 250, 6, 150]
+    mine = {row.tobytes() for row in np.asarray(second.data.unseen.features)}
+    assert {row.tobytes() for row in np.asarray(first.data.unseen.features)} <= mine
+    basis, (seen, new) = few.truth()
+    assert (basis.shape, seen.shape, new.shape) == ((4, 2), (5, 2), (3, 2))
+    rewards = np.asarray(first.data.unseen_heldout.features) @ basis
+    owner = np.asarray(first.data.unseen_heldout.user)
+    assert np.mean(np.sum(rewards * new[owner], 1) > 0) > 0.75
+    assert few.people()["unseen"].tolist() == ["1/5", "1/6", "1/7"]
+    assert few.fingerprint() != many.fingerprint()
 
 
 def test_recovery_ignores_order_and_scale():
     rng = np.random.default_rng(0)
     truth = np.linalg.qr(rng.normal(size=(9, 3)))[0]
     found = synthetic.recovery(truth[:, [2, 0, 1]] * [2.0, 5.0, 0.1], truth)
-    assert found["subspace"] == pytest.approx(1)
-    assert found["matched"] == pytest.approx(1)
+    assert found == pytest.approx(dict.fromkeys(synthetic.ANGLES, 0), abs=1e-5)
     other = np.linalg.svd(truth, full_matrices=True)[0][:, 3:6]
-    assert synthetic.recovery(other, truth)["subspace"] == pytest.approx(0, abs=1e-12)
+    found = synthetic.recovery(other, truth)
+    assert found == pytest.approx(dict.fromkeys(synthetic.ANGLES, 90))
+    turned = truth[:, :1] * np.cos(0.5) + other[:, :1] * np.sin(0.5)
+    assert synthetic.recovery(turned, truth[:, :1])["mean"] == pytest.approx(
+        np.degrees(0.5)
+    )
 
 
 def test_evaluation_at_size_measures_memory(tmp_path):
