@@ -14,6 +14,7 @@ import numpy as np
 
 from lore_jax import _checks
 from lore_jax.adapt import adapt
+from lore_jax.data import take_shots, take_users
 from lore_jax.evaluate import macro_mean, per_user_mean
 from lore_jax.floor import chunk_arrays, chunks, on_floor
 from lore_jax.losses import pair_loss
@@ -125,7 +126,9 @@ def learn_spread(
     basis: jax.Array,
     prior: Prior,
     *,
-    candidates: tuple[float, ...] = (0.25, 0.0, 0.1, 0.5, 1.0, 2.0),
+    candidates: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0),
+    shots: tuple[int | None, ...] = (1, 3, 10, None),
+    num_users: int = 1000,
 ) -> tuple[Prior, list[dict]]:
     """The prior with its ρ, by log-loss on held-out judgements.
 
@@ -134,6 +137,9 @@ def learn_spread(
       basis: V, float[D, K], learned from `validation.training`.
       prior: likewise; its κ and γ are used.
       candidates: of ρ; the first is taken where no pair can be held out.
+      shots: numbers of pairs that count alike, None for all: what is right for users
+        with many pairs alone may be wrong for new ones.
+      num_users: how many users to use at most, at random.
 
     Returns:
       (prior, a dict with macro log-loss for every candidate).
@@ -142,13 +148,24 @@ def learn_spread(
       ValueError: shapes disagree or a candidate is negative.
     """
     _checks.host_floats(candidates, len(candidates), "candidates", 0.0, np.inf)
-    heldout = validation.heldout
-    moments = map_pairs(margin_moments, basis, validation.training, prior, heldout)
-    rows = []
-    for rho in candidates:
-        losses = pair_loss(_squeezed(moments, rho)[heldout.order], heldout.label)
-        loss = macro_mean(per_user_mean(losses, heldout))
-        rows.append({"spread": rho, "log_loss": loss, "chosen": False})
+    training, heldout = validation
+    if training.num_users > num_users:
+        rng = np.random.default_rng(0)
+        some = np.sort(rng.choice(training.num_users, num_users, replace=False))
+        training, heldout = (take_users(x, some) for x in (training, heldout))
+    training, eye = on_floor(training, basis)
+    heldout = on_floor(heldout, basis)[0]
+    losses = np.empty((len(shots), len(candidates)))
+    for i, few in enumerate(shots):
+        shown = take_shots(training, few)
+        moments = map_pairs(margin_moments, eye, shown, prior, heldout)
+        for j, rho in enumerate(candidates):
+            loss = pair_loss(_squeezed(moments, rho)[heldout.order], heldout.label)
+            losses[i, j] = macro_mean(per_user_mean(loss, heldout))
+    rows = [
+        {"spread": rho, "log_loss": loss, "chosen": False}
+        for rho, loss in zip(candidates, losses.mean(0).tolist(), strict=True)
+    ]
     best = jnp.asarray(choose(rows)["spread"], prior.atoms.dtype)
     return prior.replace(spread=best), rows
 

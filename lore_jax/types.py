@@ -77,8 +77,7 @@ class Prior(struct.PyTreeNode):
         η = n^−γ: pairs of one user share responses and are not independent, so n of
         them are worth n^(1−γ).
       spread: ρ ≥ 0, float[], how much of the posterior's covariance `predict_proba`
-        integrates over. The default lost nowhere that we measured, and won less than
-        a learned one.
+        integrates over; `fit` learns it. The default gains less than a learned one.
       temperature: T of the rewards that the atoms mix.
     """
 
@@ -86,7 +85,7 @@ class Prior(struct.PyTreeNode):
     log_weights: jax.Array
     concentration: jax.Array
     tempering: jax.Array
-    spread: Any = np.float32(0.25)
+    spread: Any = np.float32(0.1)
     temperature: float = struct.field(pytree_node=False, default=1.0)
 
     @property

@@ -322,6 +322,6 @@ def test_files_from_before_the_spread_take_the_default(saved):
     with safetensors.safe_open(saved, framework="numpy") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}
         metadata = file.metadata()
-    assert arrays.pop("spread") == np.float32(0.25)
+    assert arrays.pop("spread") == np.float32(0.1)
     saved.write_bytes(safetensors.numpy.save(arrays, metadata))
-    assert lore.load(saved).prior.spread == np.float32(0.25)
+    assert lore.load(saved).prior.spread == np.float32(0.1)
