@@ -1,4 +1,4 @@
-"""Save and load fits and users: safetensors with checked metadata, written atomically.
+"""Save and load fits, progress and users: checked safetensors, written atomically.
 
 Loading checks format, version, names, shapes and dtypes, and executes nothing.
 """
@@ -17,7 +17,11 @@ import safetensors
 import safetensors.numpy
 
 from lore_jax.config import TrainConfig
-from lore_jax.results import Fitted, History
+from lore_jax.progress import FORMAT as PROGRESS
+from lore_jax.progress import VERSION as PROGRESS_VERSION
+from lore_jax.progress import from_arrays as progress_from_arrays
+from lore_jax.progress import to_arrays as progress_to_arrays
+from lore_jax.results import Fitted, History, Progress
 from lore_jax.streaming import FORMAT as USERS
 from lore_jax.streaming import VERSION as USERS_VERSION
 from lore_jax.streaming import UserStates, from_arrays, to_arrays
@@ -42,7 +46,9 @@ _OPTIONAL = {
     "unpruned.basis": "DJ",
     "unpruned.logits": "UJ",
     "kept": "K",
-    "spread": "",  # files before it existed take the default
+    "spread": "",  # files before these three existed take the defaults
+    "history.validation": "H",
+    "history.validation_steps": "H",
     "user_ids": "B",
     "item_ids": "C",
 }
@@ -73,6 +79,8 @@ def save(path: str | os.PathLike, fitted: Fitted) -> None:
         "history.loss": fitted.history.loss,
         "history.weights_norm": fitted.history.weights_norm,
         "history.basis_norm": fitted.history.basis_norm,
+        "history.validation": fitted.history.validation,
+        "history.validation_steps": fitted.history.validation_steps,
     }
     if fitted.unpruned is not None:
         tensors["unpruned.basis"] = fitted.unpruned.basis
@@ -139,7 +147,7 @@ def load(path: str | os.PathLike) -> Fitted:
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"{path} has temperature {temperature}, expected above 0")
     x = {name: jnp.asarray(a) for name, a in arrays.items() if "_ids" not in name}
-    history = (x[f"history.{f}"] for f in ("loss", "weights_norm", "basis_norm"))
+    history = {f: x[f"history.{f}"] for f in History._fields if f"history.{f}" in x}
     spread = {"spread": x["spread"]} if "spread" in x else {}
     unpruned = None
     if "kept" in x:
@@ -155,13 +163,51 @@ def load(path: str | os.PathLike) -> Fitted:
             temperature=temperature,
             **spread,
         ),
-        history=History(*history, selection=selection),
+        history=History(**history, selection=selection),
         unpruned=unpruned,
         kept=x.get("kept"),
         temperature=temperature,
         config=config,
         ids=None if all(x is None for x in names) else Ids(*names),
     )
+
+
+def save_progress(path: str | os.PathLike, progress: Progress) -> None:
+    """Writes how far a fit is; a crash leaves an old file as it was.
+
+    Args:
+      path: file to write, in an existing folder.
+      progress: what `fit` hands to `on_progress`.
+
+    Raises:
+      TypeError: `progress` is no `Progress`.
+      OSError: the file cannot be written.
+    """
+    if not isinstance(progress, Progress):
+        raise TypeError(f"progress must be a Progress, got {type(progress)}")
+    _write(pathlib.Path(path), safetensors.numpy.save(*progress_to_arrays(progress)))
+
+
+def load_progress(path: str | os.PathLike) -> Progress:
+    """Reads what `fit(..., resume=progress)` goes on from.
+
+    Args:
+      path: a file that `save_progress` wrote.
+
+    Returns:
+      `Progress`; `fit` refuses it with other data or settings.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is truncated, foreign, of a newer version, or its arrays
+        do not fit together.
+    """
+    path = pathlib.Path(path)
+    arrays, metadata = _read(path, PROGRESS, PROGRESS_VERSION, "progress of a fit")
+    try:
+        return progress_from_arrays(arrays, metadata)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def save_users(path: str | os.PathLike, state: UserStates) -> None:
@@ -244,7 +290,8 @@ def _check(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
         if name not in arrays:
             continue
         array = arrays[name]
-        kind = "u" if name.endswith("_ids") else "i" if name == "kept" else "f"
+        whole = name in ("kept", "history.validation_steps")
+        kind = "u" if name.endswith("_ids") else "i" if whole else "f"
         if array.dtype.kind != kind:
             raise ValueError(f"{path}: {name} has dtype {array.dtype}")
         if array.ndim != len(letters):

@@ -6,6 +6,7 @@ of the fit say everything about the rest of it.
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from lore_jax.floor import visit_rows
 from lore_jax.results import Metrics, Progress
 from lore_jax.types import FeatureSource, Preferences
 
+FORMAT = "lore_jax.progress"
+VERSION = 1
 _SNAPSHOTS = 10
 
 
@@ -174,3 +177,56 @@ def fingerprint(prefs: Preferences, key, *settings) -> str:
 
     visit_rows(prefs.features, visit)
     return digest.hexdigest()
+
+
+def to_arrays(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, metadata) that a file holds."""
+    arrays = {
+        f"{field}.{i}": np.asarray(x, order="C")
+        for field in ("state", "trail", "best", "metrics")
+        for i, x in enumerate(getattr(progress, field))
+    }
+    return arrays, {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "name": progress.name,
+        "rows": json.dumps(progress.rows),
+        "fingerprint": progress.fingerprint,
+    }
+
+
+def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Progress:
+    """What `to_arrays` took apart; the state's shapes are checked when it is used.
+
+    Raises:
+      ValueError: something is missing, or lengths disagree.
+    """
+    fields: dict[str, list] = {"state": [], "trail": [], "best": [], "metrics": []}
+    for field, values in fields.items():
+        while (name := f"{field}.{len(values)}") in arrays:
+            values.append(arrays[name])
+    if sum(map(len, fields.values())) != len(arrays) or not fields["state"]:
+        raise ValueError(f"expected numbered arrays of a progress, got {list(arrays)}")
+    metrics, count = fields.pop("metrics"), len(Metrics._fields)
+    if len(metrics) != count or len({x.shape for x in metrics}) > 1:
+        raise ValueError(f"metrics must be {count} arrays float[n]")
+    if metrics[0].ndim != 1 or any(x.dtype.kind != "f" for x in metrics):
+        raise ValueError(f"metrics must be {count} arrays float[n]")
+    for name in ("trail", "best"):
+        if len(fields[name]) not in (0, 2) or len({len(x) for x in fields[name]}) > 1:
+            raise ValueError(f"{name} must be two arrays with one entry per snapshot")
+    try:
+        rows = tuple(json.loads(metadata["rows"]))
+        name, mark = metadata["name"], metadata["fingerprint"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"metadata: {error!r}") from error
+    losses = [row.get("log_loss") for row in rows if isinstance(row, dict)]
+    if len(losses) < len(rows) or not all(isinstance(x, float) for x in losses):
+        raise ValueError("rows must be objects with a log_loss each")
+    return Progress(
+        metrics=Metrics(*metrics),
+        name=name,
+        rows=rows,
+        fingerprint=mark,
+        **{field: tuple(values) for field, values in fields.items()},
+    )

@@ -131,11 +131,11 @@ def fit_marginal(
     validation = make_validation(prefs, key_split, config.validation_share)
     best = dict(rank=ranks[0], ridge=config.ridges[0], tempering=config.temperings[0])
     concentration, more = config.concentrations[0], []
-    curve = np.zeros(0)
+    curve = np.zeros(0, np.float32)
     if validation.training.num_pairs and validation.heldout.num_pairs:
         best = _search(train, validation, ranks, config, run)
         results = [train.result(*x, best) for x in zip(*run.best, strict=True)]
-        curve = np.array(validation.curve(*zip(*results, strict=True)))
+        curve = np.array(validation.curve(*zip(*results, strict=True)), np.float32)
         basis, prior = results[-1]
         chosen, more = choose_concentration(
             validation, basis, prior, config.concentrations
@@ -145,14 +145,14 @@ def fit_marginal(
     basis, prior = train.result(state.theta, state.log_weights, best)
     prior = prior.replace(concentration=jnp.asarray(concentration, train.dtype))
     adapted = adapt(basis, prefs, prior=prior)
-    steps = np.minimum(
-        np.arange(1, len(curve) + 1) * stride(config.num_steps), config.num_steps
-    )
+    steps = np.arange(1, len(curve) + 1, dtype=np.int32) * stride(config.num_steps)
     return Fitted(
         params=RewardParams(basis=basis, logits=jnp.asarray(adapted.logits)),
         weights=jnp.asarray(adapted.weights),
         prior=prior,
-        history=History(*metrics, (*run.rows, *more), curve, steps),
+        history=History(
+            *metrics, (*run.rows, *more), curve, steps.clip(max=config.num_steps)
+        ),
         temperature=config.temperature,
         config=config,
         ids=prefs.ids,

@@ -1,0 +1,233 @@
+"""A fit that was interrupted anywhere ends as one that ran through."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import lore_jax as lore
+from lore_jax import checkpoint
+
+KEY = jax.random.key(0)
+RECIPES = {
+    "default": lore.TrainConfig(
+        num_steps=5,
+        ridges=(0.2, 0.05),
+        temperings=(0.4, 0.0),
+        concentrations=(3.0,),
+        ranks=(1, 2),
+    ),
+    "joint": lore.TrainConfig.reference_joint(5, temperature=5.0),
+    "alternating": lore.TrainConfig.reference_alternating(5, temperature=5.0),
+}
+
+
+class Interruption(Exception):
+    """What a callback may raise."""
+
+
+class Recorder:
+    """Saves each progress; gives up after so many calls."""
+
+    def __init__(self, path, last=None):
+        self.path, self.last, self.calls = path, last, []
+
+    def __call__(self, progress):
+        checkpoint.save_progress(self.path, progress)
+        self.calls.append((progress.name, progress.num_steps))
+        if len(self.calls) == self.last:
+            raise Interruption
+
+
+@pytest.fixture(scope="module")
+def prefs():
+    rng = np.random.default_rng(3)
+    first = rng.integers(30, size=90)
+    second = (first + rng.integers(1, 30, size=90)) % 30
+    return lore.Preferences.from_pairs(
+        rng.normal(size=(30, 4)).astype(np.float32),
+        first,
+        second,
+        np.repeat(np.arange(9), 10),
+    )
+
+
+def assert_identical(first, second, tolerance=0.0):
+    left, right = jax.tree.leaves_with_path(first), jax.tree.leaves_with_path(second)
+    assert [path for path, _ in left] == [path for path, _ in right]
+    for (path, a), (_, b) in zip(left, right, strict=True):
+        name = jax.tree_util.keystr(path)
+        if isinstance(a, bool | str):
+            assert a == b, name
+        else:
+            np.testing.assert_allclose(
+                b, a, rtol=tolerance, atol=tolerance, err_msg=name
+            )
+
+
+CASES = [(name, False, 2) for name in ("joint", "alternating")]
+CASES += [("default", False, "auto"), ("default", True, 2), ("joint", True, 2)]
+
+
+@pytest.mark.parametrize(("name", "from_source", "rank"), CASES)
+def test_interrupted_anywhere_it_ends_the_same(
+    prefs, name, from_source, rank, tmp_path
+):
+    if from_source:
+        source = lore.data.ArraySource(np.asarray(prefs.features), 16)
+        prefs = prefs.replace(features=source)
+    path = tmp_path / "progress.safetensors"
+
+    def fit(recorder=None, **settings):
+        if recorder is not None:
+            settings.update(on_progress=recorder, every=2)
+        return lore.fit(prefs, rank=rank, key=KEY, config=RECIPES[name], **settings)
+
+    through = Recorder(path)
+    want = fit(through)
+    steps = {2, 4, 5} | ({1, 3} if name == "default" else set())
+    assert {steps for _, steps in through.calls} <= steps
+    names = list(dict.fromkeys(name for name, _ in through.calls))
+    total = len(through.calls)
+    if name == "default":  # The search's candidates, then all pairs.
+        assert len(names) > 3
+        assert names[-1].startswith("all")
+        places = [1, total // 2, total - 1]
+    else:
+        places = [1, total]
+    for place in places:
+        cut = Recorder(path, last=place)
+        with pytest.raises(Interruption):
+            fit(cut)
+        rest = Recorder(path)
+        got = fit(rest, resume=checkpoint.load_progress(path))
+        # Nothing is done twice, nothing is left out.
+        assert cut.calls + rest.calls == through.calls
+        assert_identical(want, got)
+    # Compiled for other numbers of steps, the same step may be rounded differently.
+    assert_identical(want, fit(), 1e-6)
+
+
+@pytest.fixture(scope="module")
+def progress(prefs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("progress") / "progress.safetensors"
+    settings = dict(config=RECIPES["joint"], on_progress=Recorder(path, last=1))
+    with pytest.raises(Interruption):
+        lore.fit(prefs, rank=2, key=KEY, every=2, **settings)
+    return checkpoint.load_progress(path)
+
+
+@pytest.mark.parametrize(
+    "changed", ["features", "pairs", "weight", "rank", "key", "config", "init"]
+)
+def test_another_fits_progress_is_refused(prefs, progress, changed):
+    settings = dict(prefs=prefs, rank=2, key=KEY, config=RECIPES["joint"])
+    if changed == "features":
+        features = np.array(prefs.features)
+        features[29, 3] += 1e-3
+        settings["prefs"] = prefs.replace(features=features)
+    elif changed == "pairs":
+        swapped = dict(chosen=prefs.rejected, rejected=prefs.chosen)
+        settings["prefs"] = prefs.replace(**swapped)
+    elif changed == "weight":
+        settings["prefs"] = prefs.replace(weight=np.ones(90, np.float32))
+    elif changed == "rank":
+        settings["rank"] = 3
+    elif changed == "key":
+        settings["key"] = jax.random.key(1)
+    elif changed == "config":
+        config = dataclasses.replace(RECIPES["joint"], learning_rate=0.4)
+        settings["config"] = config
+    else:
+        sizes = dict(num_users=9, num_features=4, rank=2)
+        settings["init"] = lore.init_params(KEY, **sizes)
+    prefs = settings.pop("prefs")
+    with pytest.raises(ValueError, match="resume is the progress of another fit"):
+        lore.fit(prefs, resume=progress, **settings)
+
+
+def test_a_source_with_the_same_rows_has_the_same_fingerprint(prefs, progress):
+    source = lore.data.ArraySource(np.asarray(prefs.features), 7)
+    settings = dict(rank=2, key=KEY, config=RECIPES["joint"])
+    here = lore.fit(prefs, resume=progress, **settings)
+    prefs = prefs.replace(features=source)
+    there = lore.fit(prefs, resume=progress, **settings)
+    np.testing.assert_allclose(here.basis, there.basis, rtol=1e-3, atol=1e-4)
+
+
+def test_a_state_of_other_shapes_is_refused(prefs, progress):
+    wrong = progress.replace(state=progress.state[:-1])
+    with pytest.raises(
+        ValueError, match=r"resume\.state must hold arrays of the shapes"
+    ):
+        lore.fit(prefs, rank=2, key=KEY, config=RECIPES["joint"], resume=wrong)
+
+
+def test_progress_round_trips(progress, tmp_path):
+    path = tmp_path / "again"
+    checkpoint.save_progress(path, progress)
+    again = checkpoint.load_progress(path)
+    assert jax.tree.structure(again) == jax.tree.structure(progress)
+    assert_identical(progress, again)
+    for a, b in zip(jax.tree.leaves(progress), jax.tree.leaves(again), strict=True):
+        assert a.dtype == b.dtype
+
+
+def damage_metrics(arrays, metadata):
+    arrays["metrics.1"] = arrays["metrics.1"][:-1]
+
+
+def damage_names(arrays, metadata):
+    arrays["state.99"] = arrays["state.0"]
+
+
+def damage_rows(arrays, metadata):
+    metadata["rows"] = json.dumps([{"log_loss": "small"}])
+
+
+def damage_fingerprint(arrays, metadata):
+    del metadata["fingerprint"]
+
+
+def damage_trail(arrays, metadata):
+    arrays["best.0"] = arrays["state.0"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_metrics, "metrics must be 3 arrays"),
+        (damage_names, "expected numbered arrays"),
+        (damage_rows, "rows must be objects with a log_loss"),
+        (damage_fingerprint, "metadata: KeyError"),
+        (damage_trail, "best must be two arrays"),
+    ],
+)
+def test_a_damaged_file_is_refused(progress, tmp_path, damage, message):
+    path = tmp_path / "progress"
+    from lore_jax.progress import to_arrays
+
+    arrays, metadata = to_arrays(progress)
+    damage(arrays, metadata)
+    path.write_bytes(safetensors.numpy.save(arrays, metadata))
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load_progress(path)
+
+
+def test_truncated_foreign_and_missing_files_are_refused(progress, tmp_path):
+    path = tmp_path / "progress"
+    checkpoint.save_progress(path, progress)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="truncated"):
+        checkpoint.load_progress(path)
+    foreign = {"x": np.zeros(1)}, {"format": "lore_jax.fit", "version": "1"}
+    path.write_bytes(safetensors.numpy.save(*foreign))
+    with pytest.raises(ValueError, match="not a lore_jax progress of a fit"):
+        checkpoint.load_progress(path)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load_progress(tmp_path / "nothing")
+    with pytest.raises(TypeError, match="progress must be a Progress"):
+        checkpoint.save_progress(path, {})
