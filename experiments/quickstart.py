@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 import lore_jax as lore
+from experiments import intervals
 from experiments.figures import shots_figure
 
 SHOTS = (0, 1, 3, 5, 10, 20, None)
@@ -50,15 +51,20 @@ def main() -> None:
     )
     cells: dict = {}
     judgements: dict = {}
+    people: dict = {}
     bar = tqdm(total=args.splits * len(METHODS), desc="split 1")
     for seed in range(args.splits):
         bar.set_description(f"split {seed + 1}/{args.splits}")
-        one_split(votes.split(seed=seed), args.rank, seed, cells, judgements, bar)
+        split = votes.split(seed=seed)
+        sides = {"seen": split.seen_heldout, "unseen": split.unseen_heldout}
+        for side, prefs in sides.items():
+            people.setdefault(side, []).append(prefs.ids.users)
+        one_split(split, args.rank, seed, cells, judgements, bar)
     bar.close()
     seconds = time.perf_counter() - start
     table = {
         name: {
-            column: lore.evaluate.bootstrap_interval(values)._asdict()
+            column: intervals.bootstrap(values, people[column.split()[0]])._asdict()
             for column, values in columns.items()
         }
         for name, columns in cells.items()
@@ -71,8 +77,8 @@ def main() -> None:
         "seconds": seconds,
         "accuracy": table,
         "difference_to_population": {
-            column: lore.evaluate.paired_difference(
-                values, cells["population"][column]
+            column: intervals.paired(
+                values, cells["population"][column], people[column.split()[0]]
             )._asdict()
             for column, values in cells["default"].items()
         },

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from fixtures import sources
 
-torch = pytest.importorskip("torch", reason="needs the extra 'embed'")
-pytest.importorskip("transformers", reason="needs the extra 'embed'")
-pytest.importorskip("tqdm", reason="needs the extra 'experiments'")
+torch = pytest.importorskip("torch", reason="needs the extra 'experiments'")
+pytest.importorskip("transformers", reason="needs the extra 'experiments'")
+pytest.importorskip("tqdm", reason="needs the extra 'quickstart'")
 
 from experiments import embed, tables  # noqa: E402
 from experiments.texts import TextIndex, load_responses  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 
 import lore_jax as lore
 
-EXTRA = "needs the extra 'experiments'"
+EXTRA = "needs the extra 'quickstart'"
 for module in ("matplotlib", "tqdm"):
     pytest.importorskip(module, reason=EXTRA)
 
@@ -107,7 +107,7 @@ CHAINS = {
 @pytest.mark.parametrize("name", CHAINS)
 def test_three_commands(tmp_path, name, capsys):
     for module in ("torch", "transformers"):
-        pytest.importorskip(module, reason="needs the extra 'embed'")
+        pytest.importorskip(module, reason="needs the extra 'experiments'")
     prepare, train, fewshot = (
         importlib.import_module(f"experiments.{name}.{script}")
         for script in ("prepare", "train_basis", "vary_fewshot")
@@ -250,7 +250,7 @@ TEN_LINES = "user,prompt,chosen,rejected\n" + "".join(
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_from_table_on_ten_lines(tmp_path):
     for module in ("torch", "transformers"):
-        pytest.importorskip(module, reason="needs the extra 'embed'")
+        pytest.importorskip(module, reason="needs the extra 'experiments'")
     (tmp_path / "mine.csv").write_text(TEN_LINES)
     model = sources.save_tiny(tmp_path / "model")
     argv = [str(tmp_path / "mine.csv"), "--out", str(tmp_path / "runs"), *QUICK]
@@ -294,8 +294,10 @@ def test_from_table_with_ready_embeddings(tmp_path, ending):
 
 
 def test_from_table_reads_parquet_and_names_what_is_wrong(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason=EXTRA)
-    parquet = pytest.importorskip("pyarrow.parquet", reason=EXTRA)
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra 'experiments'")
+    parquet = pytest.importorskip(
+        "pyarrow.parquet", reason="needs the extra 'experiments'"
+    )
     rows = [{"user": "a", "prompt": "p", "chosen": "x", "rejected": "y"}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     assert from_table.read_table(tmp_path / "t.parquet")["chosen"] == ["x"]
@@ -402,7 +404,7 @@ def test_from_table_refuses_other_embeddings_in_the_same_folder(tmp_path, capsys
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_from_table_texts_first_then_a_model(tmp_path):
     for module in ("torch", "transformers"):
-        pytest.importorskip(module, reason="needs the extra 'embed'")
+        pytest.importorskip(module, reason="needs the extra 'experiments'")
     (tmp_path / "mine.csv").write_text(TEN_LINES)
     argv = [str(tmp_path / "mine.csv"), "--out", str(tmp_path / "runs"), *QUICK]
     argv += ["--methods", "head", "global", "--device", "cpu"]
@@ -770,7 +772,7 @@ def bench_rows():
 
 def test_reward_bench_on_a_fixture(tmp_path, prepared):
     for module in ("torch", "transformers"):
-        pytest.importorskip(module, reason="needs the extra 'embed'")
+        pytest.importorskip(module, reason="needs the extra 'experiments'")
     sources.write_jsonl(tmp_path / "data/test.jsonl", bench_rows())
     model = sources.save_tiny(tmp_path / "model")
     rng = np.random.default_rng(0)

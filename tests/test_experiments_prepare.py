@@ -12,8 +12,8 @@ from experiments.prism import prepare as prism
 from experiments.reddit_tldr import prepare as tldr
 
 SPLITS = ("train", "validation")
-EXTRA = "needs the extra 'experiments'"
-EMBED = "needs the extra 'embed'"
+EXTRA = "needs the extra 'quickstart'"
+EMBED = "needs the extra 'experiments'"
 
 
 def tldr_splits(**changes):
@@ -413,8 +413,8 @@ def test_prepare_reads_the_hubs_own_types(monkeypatch):
 
 
 def test_prepare_reads_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason=EXTRA)
-    parquet = pytest.importorskip("pyarrow.parquet", reason=EXTRA)
+    pyarrow = pytest.importorskip("pyarrow", reason=EMBED)
+    parquet = pytest.importorskip("pyarrow.parquet", reason=EMBED)
     rows = sources.personal_rows("train")
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
     assert prepare.read_rows("x", None, "train", tmp_path) == rows

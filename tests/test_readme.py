@@ -5,6 +5,7 @@ import itertools
 import os
 import pathlib
 import re
+import tomllib
 
 import matplotlib
 import pytest
@@ -68,10 +69,17 @@ def test_commands_name_modules_and_files_that_exist():
                 assert (ROOT / word).exists(), f"line {line}: no file {word}"
 
 
-def test_the_two_commands_of_the_issue_are_there():
+def test_the_two_commands_are_there_and_the_first_installs_no_gigabytes():
     text = README.replace("'", '"')
-    assert 'pip install -e ".[experiments]" && python -m experiments.quickstart' in text
+    assert 'pip install -e ".[quickstart]" && python -m experiments.quickstart' in text
     assert 'pip install -e ".[test]" && pytest' in text
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    heavy = re.compile("torch|transformers|datasets")
+    assert not [name for name in extras["quickstart"] if heavy.match(name)]
+    named = " ".join(extras["experiments"])
+    for name in ("quickstart", "transformers", "torch", "datasets", "safetensors"):
+        assert name in named
 
 
 @pytest.mark.parametrize(
