@@ -29,6 +29,14 @@ def report(fitted: Fitted) -> dict[str, Any]:
       - "loss": float[num_steps], training curve.
       - "last_change": relative change of the loss over the last tenth of the steps;
         NaN without steps.
+      - "last_slope": norm of the slope in V at the end over its largest one so far;
+        NaN without steps.
+      - "validation": float[S], macro log-loss on held-out judgements of the chosen
+        candidate, trained without them; empty where nothing was held out.
+      - "validation_steps": int[S], after how many steps.
+      - "best_step": of these, the one with the least loss; None without any.
+      - "over_fitted": by how much the last validation loss is above the least; NaN
+        without any.
       - "selection": the candidates that validation compared.
     """
     basis = np.asarray(fitted.basis, np.float64)
@@ -43,10 +51,14 @@ def report(fitted: Fitted) -> dict[str, Any]:
     share = share[share > 0]
     spread = 0.5 * np.abs(weights - weights.mean(0)).sum(1).mean()
     loss = np.asarray(fitted.history.loss, np.float64)
-    change = np.nan
+    slope = np.asarray(fitted.history.basis_norm, np.float64)
+    change = last_slope = np.nan
     if loss.size:
+        last_slope = slope[-1] / max(slope.max(), np.finfo(float).tiny)
         before = loss[-max(1, loss.size // 10) - 1 :][0]
         change = (before - loss[-1]) / max(abs(loss[-1]), np.finfo(float).tiny)
+    curve = np.asarray(fitted.history.validation, np.float64)
+    steps = np.asarray(fitted.history.validation_steps)
     return {
         "effective_rank": float(np.exp(-(share * np.log(share)).sum())),
         "cosines": cosines,
@@ -56,5 +68,10 @@ def report(fitted: Fitted) -> dict[str, Any]:
         "collapsed": bool(len(norms) > 1 and spread < _COLLAPSED),
         "loss": loss,
         "last_change": float(change),
+        "last_slope": float(last_slope),
+        "validation": curve,
+        "validation_steps": steps,
+        "best_step": int(steps[curve.argmin()]) if curve.size else None,
+        "over_fitted": float(curve[-1] - curve.min()) if curve.size else np.nan,
         "selection": fitted.history.selection,
     }

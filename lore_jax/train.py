@@ -51,7 +51,7 @@ def fit(
         `eye(K)` where the features are scores of K reward models.
       on_progress: called with a `Progress` every `every` steps and at the end of each
         training, `lore_jax.checkpoint.save_progress` for example. An exception that it
-        raises ends the fit.
+        raises ends the fit. Rank 0 and a frozen basis take no step.
       every: default a tenth of the steps.
       resume: a `Progress` of the same fit: what it had done is not done again.
 
@@ -116,6 +116,8 @@ def _check_rank(rank, config: TrainConfig, init, basis) -> None:
         raise TypeError(f"rank must be an integer or 'auto', got {rank!r}")
     if rank < 0:
         raise ValueError(f"rank must be at least 0, got {rank}")
+    if basis is not None and rank == 0:
+        raise ValueError("basis needs one column per direction; rank 0 is the anchor")
     if basis is not None and (init is not None or config.method != "marginal"):
         other = "init" if init is not None else f"method={config.method!r}"
         raise ValueError(

@@ -461,6 +461,11 @@ CASES = {
         ValueError,
         "features have D=4, basis has shape",
     ),
+    "fit_basis_rank_zero": (
+        lambda: fit(rank=0, basis=np.eye(4, 2), anchor=np.ones(4)),
+        ValueError,
+        "basis needs one column per direction; rank 0 is the anchor",
+    ),
     "fit_basis_not_finite": (
         lambda: fit(basis=np.full((4, 2), np.nan)),
         ValueError,

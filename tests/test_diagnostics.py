@@ -8,7 +8,7 @@ import lore_jax as lore
 from lore_jax.results import History
 
 
-def fitted(basis, weights, loss=(2.0, 1.0)):
+def fitted(basis, weights, loss=(2.0, 1.0), **curve):
     weights = jnp.asarray(weights, jnp.float32)
     basis = jnp.asarray(basis, jnp.float32)
     atoms = jnp.eye(basis.shape[1])
@@ -23,7 +23,7 @@ def fitted(basis, weights, loss=(2.0, 1.0)):
         params=lore.RewardParams(basis=basis, logits=jnp.log(weights + 1e-9)),
         weights=weights,
         prior=prior,
-        history=History(loss, loss, loss),
+        history=History(loss, loss, loss, **curve),
         config=lore.TrainConfig(),
     )
 
@@ -62,3 +62,16 @@ def test_convergence_and_rank_one():
             "last_change"
         ]
     )
+
+
+def test_the_validation_curve_shows_over_fitting():
+    basis, weights = np.ones((4, 1)), np.ones((3, 1))
+    report = lore.diagnostics.report(fitted(basis, weights))
+    assert report["best_step"] is None
+    assert np.isnan(report["over_fitted"])
+    curve = dict(validation=np.array([0.6, 0.5, 0.53]))
+    curve["validation_steps"] = np.array([4, 8, 10])
+    report = lore.diagnostics.report(fitted(basis, weights, (4.0, 2.0, 1.0), **curve))
+    assert report["best_step"] == 8
+    assert report["over_fitted"] == pytest.approx(0.03)
+    assert report["last_slope"] == pytest.approx(0.25)

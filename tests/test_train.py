@@ -253,6 +253,20 @@ def test_rank_one_is_one_direction_for_everybody(table):
     assert got < np.log(2) - 0.1
 
 
+def test_a_fit_has_training_and_validation_curves(quick):
+    report = lore.diagnostics.report(quick)
+    np.testing.assert_array_equal(report["validation_steps"], range(2, 21, 2))
+    losses = [
+        row["log_loss"]
+        for row in quick.history.selection
+        if row["chosen"] and "ridge" in row
+    ]
+    np.testing.assert_allclose(report["validation"][-1:], losses, rtol=1e-5)
+    assert report["best_step"] in range(2, 21, 2)
+    assert report["loss"].shape == (20,)
+    assert 0 < report["last_slope"] < 1
+
+
 def test_init_is_used(table, quick):
     start = lore.RewardParams(
         basis=np.asarray(quick.basis)[:, ::-1].copy(),

@@ -1,0 +1,80 @@
+"""A basis that already exists is kept; the users' weights and the prior are learned."""
+
+import jax
+import numpy as np
+import pytest
+
+import lore_jax as lore
+
+KEY = jax.random.key(0)
+U, K, P = 120, 3, 60
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Scores of 3 reward models for 80 responses; two camps and a few in between."""
+    rng = np.random.default_rng(5)
+    scores = rng.normal(size=(80, K)).astype(np.float32) * 6
+    weights = rng.dirichlet([0.3, 0.3, 0.3], U) * [1, 1, 0.4]
+    weights = weights / weights.sum(1, keepdims=True)
+    user = np.repeat(np.arange(U), P)
+    first = rng.integers(80, size=U * P)
+    second = (first + rng.integers(1, 80, size=U * P)) % 80
+    margin = ((scores[first] - scores[second]) * weights[user]).sum(1)
+    flip = margin < rng.logistic(size=U * P)
+    chosen, rejected = np.where(flip, (second, first), (first, second))
+    prefs = lore.Preferences.from_pairs(scores, chosen, rejected, user)
+    return prefs, weights
+
+
+@pytest.fixture(scope="module")
+def frozen(scored):
+    return lore.fit(scored[0], rank=K, key=KEY, basis=np.eye(K))
+
+
+def test_the_basis_comes_back_as_it_was(frozen):
+    np.testing.assert_array_equal(frozen.basis, np.eye(K))
+    assert len(frozen.history.loss) == 0
+
+
+def test_weights_and_prior_are_recovered(scored, frozen):
+    weights = scored[1]
+    error = np.abs(np.asarray(frozen.weights) - weights).mean()
+    assert error < 0.3 * np.abs(weights.mean(0) - weights).mean()
+    np.testing.assert_allclose(frozen.prior.mean, weights.mean(0), atol=0.03)
+    # The prior says how users differ, not only where they are on average.
+    mass = np.exp(np.asarray(frozen.prior.log_weights, np.float64))
+    centred = np.asarray(frozen.prior.atoms, np.float64) - weights.mean(0)
+    np.testing.assert_allclose(mass @ centred**2, weights.var(0), rtol=0.25)
+
+
+def test_settings_are_chosen_on_held_out_judgements(frozen):
+    chosen = {}
+    for row in frozen.history.selection:
+        if row["chosen"]:
+            chosen.update(row)
+    np.testing.assert_allclose(frozen.prior.tempering, chosen["tempering"], rtol=1e-6)
+    np.testing.assert_allclose(
+        frozen.prior.concentration, chosen["concentration"], rtol=1e-6
+    )
+
+
+def test_few_pairs_of_a_new_user_help(scored, frozen):
+    prefs, weights = scored
+    few = lore.data.take_shots(prefs, 5)
+    new = lore.adapt(frozen.basis, few, prior=frozen.prior)
+    everyone = np.broadcast_to(frozen.prior.mean, weights.shape)
+    error = [np.abs(np.asarray(w) - weights).mean() for w in (new.weights, everyone)]
+    assert error[0] < 0.8 * error[1]
+
+
+def test_a_frozen_basis_from_a_source_and_from_a_file(scored, frozen, tmp_path):
+    prefs = scored[0]
+    source = lore.data.ArraySource(np.asarray(prefs.features), 32)
+    prefs = prefs.replace(features=source)
+    got = lore.fit(prefs, rank=K, key=KEY, basis=np.eye(K))
+    np.testing.assert_allclose(got.weights, frozen.weights, atol=1e-5)
+    lore.save(tmp_path / "frozen", frozen)
+    again = lore.load(tmp_path / "frozen")
+    np.testing.assert_array_equal(again.basis, frozen.basis)
+    np.testing.assert_array_equal(again.weights, frozen.weights)
