@@ -3,13 +3,13 @@
     python -m benchmarks.bench_train [--quick] [--torch] [--compare old.json]
 
 Every iteration stands over the sum of its two reads, one jitted `features @ V` and the
-fastest of three jitted back-projections, that took turns with it: `ratio_to_reads`.
+fastest of four jitted back-projections, that took turns with it: `ratio_to_reads`.
 `roofline` is the share of the measured copy bandwidth at which the two reads that an
 iteration needs went by. `fused products` projects and back-projects block by block, as
 an iteration on differences could.
 
-The iterations are `lore_jax.reference` and `lore_jax.marginal`, internals: `fit` does
-not expose a single step.
+The iterations are `lore_jax.descent` with the recipes of `reference` and `marginal`,
+internals: `fit` does not expose a single step.
 
 Typical output (2 shared CPU cores, jax 0.10.2, one --quick run, M = N = 48,000,
 D=4096, K=5, U=4,800; few rounds on a busy machine, so trust ratios to about 20 %):
@@ -28,7 +28,6 @@ ones: the bound is not yet the fastest, and `ratio_to_reads` flatters both train
 
 import argparse
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +36,8 @@ from jax import lax
 
 import lore_jax as lore
 from benchmarks import measure
-from benchmarks.bench_adapt import make_prior
-from lore_jax import marginal, reference
+from lore_jax import descent, marginal, reference, whitening
+from lore_jax.selection import make_atoms
 
 STEPS = 3  # iterations in one compiled program, as `fit` scans them
 _dot = functools.partial(jnp.matmul, precision=measure.PRECISION)
@@ -78,41 +77,53 @@ def scanned(features, g):
     return lax.scan(add, start, (x, g.reshape(*x.shape[:2], -1)))[0].T
 
 
-def fused(features, basis):
-    """Projection and back-projection of each block while it is in cache."""
+def fused(rows, features, basis):
+    """Projection and back-projection of each block of rows while it is in cache."""
 
     def add(total, x):
         return total + _dot(jnp.tanh(_dot(x, basis)).T, x), None
 
     start = jnp.zeros(basis.shape[::-1])
-    return lax.scan(add, start, blocks(features, 256))[0].T
+    return lax.scan(add, start, blocks(features, rows))[0].T
+
+
+def pulled_back(features, g):
+    """The library's own: what differentiating `lore.project` does."""
+    basis = jnp.zeros((features.shape[1], g.shape[1]))
+    return jax.vjp(functools.partial(lore.project, features), basis)[1](g)[0]
 
 
 BACK_PROJECTIONS = {
     "back plain": jax.jit(lambda x, g: _dot(x.T, g)),
     "back transposed": jax.jit(lambda x, g: _dot(g.T, x).T),
     "back scanned": jax.jit(scanned),
+    "back vjp of project": jax.jit(pulled_back),
 }
 _read = jax.jit(_dot)
-_fused = jax.jit(fused)
+FUSED = {
+    f"fused products of {rows} rows": jax.jit(functools.partial(fused, rows))
+    for rows in (64, 256, 1000)
+}
 
 
 class Iteration:
     """Calls that advance one trainer STEPS iterations; its state is donated."""
 
-    def __init__(self, state, run, *args, **static):
-        self.state, self.run, self.args, self.static = state, run, args, static
+    def __init__(self, state, problem, recipe):
+        self.state, self.problem, self.recipe = state, problem, recipe
 
     def __call__(self):
-        self.state, metrics = self.run(
-            self.state, *self.args, num_steps=STEPS, **self.static
+        self.state, metrics = descent.run(
+            self.state, self.problem, recipe=self.recipe, num_steps=STEPS
         )
         return metrics
 
     def memory(self):
         """Bytes of temporaries of the compiled program."""
         return measure.temporaries(
-            self.run, self.state, *self.args, num_steps=STEPS, **self.static
+            *(descent.run, self.state, self.problem),
+            recipe=self.recipe,
+            num_steps=STEPS,
         )
 
 
@@ -128,23 +139,17 @@ def iterations(prefs, rank):
     )
     bare = prefs.replace(ids=None, group=None, order=None, offsets=None)
     bare = jax.tree.map(jnp.asarray, bare)
-    anchor = jnp.zeros(prefs.num_features)
-    published = Iteration(
-        trainer.init(params),
-        reference.run,
-        reference.Problem(bare, anchor),
-        trainer=trainer,
-    )
-    atoms = make_prior(rank).atoms
+    problem = reference.Problem(bare, jnp.zeros(prefs.num_features))
+    published = Iteration(trainer.init(params), problem, trainer.recipe)
+    atoms = make_atoms(jax.random.key(2), rank, lore.TrainConfig().num_atoms)
     base = jnp.full(len(atoms), 1 / len(atoms))
-    start = time.perf_counter()
-    whitening = marginal.whiten(prefs, jnp.float32)
-    problem = marginal.make_problem(prefs, atoms, base, whitening)
+    scale = whitening.whiten(prefs, jnp.float32)
+    problem = marginal.make_problem(prefs, atoms, base, scale)
     optimiser = marginal.make_optimiser(0.03, 1000)
     settings = marginal.Settings(*map(jnp.float32, (1e-3, 0.3, 1.0, 1.0, 500.0)))
-    state = marginal.init(jax.random.key(2), problem, 0.1, optimiser)
-    default = Iteration(state, marginal.run, problem, settings, optimiser=optimiser)
-    default.setup_s = time.perf_counter() - start
+    state = marginal.init(jax.random.key(3), problem, 0.1, optimiser)
+    data = marginal.Data(problem, settings)
+    default = Iteration(state, data, marginal.make_recipe(optimiser))
     return {"alternating": published, "default": default}
 
 
@@ -154,23 +159,21 @@ def against_reads(M, N, D, K, U, seconds, *, case="iteration", bandwidth=None):
     x = prefs.features
     basis = jax.random.normal(jax.random.key(3), (D, K))
     g = jax.random.normal(jax.random.key(4), (M, K))
-    calls = {
-        "read": lambda: _read(x, basis),
-        "fused products": lambda: _fused(x, basis),
-    }
-    for name, back in BACK_PROJECTIONS.items():
-        calls[name] = functools.partial(back, x, g)
+    calls = {"read": functools.partial(_read, x, basis)}
+    calls |= {name: functools.partial(f, x, g) for name, f in BACK_PROJECTIONS.items()}
+    if case == "iteration":
+        calls |= {name: functools.partial(f, x, basis) for name, f in FUSED.items()}
     trainers = iterations(prefs, K)
     calls.update(trainers)
     result = measure.interleave(calls, seconds=seconds)
     fastest = min(BACK_PROJECTIONS, key=lambda name: result[name]["median_s"])
     reads = result["read"]["median_s"] + result[fastest]["median_s"]
     shape = dict(M=M, N=N, D=D, K=K, U=U, dtype="float32")
-    for name in ("read", *BACK_PROJECTIONS, "fused products"):
-        if case != "iteration":
-            break
+    for name in calls:
+        if case != "iteration" or name in trainers:
+            continue
         row = dict(case=name, **shape, **result[name])
-        if name == "fused products":
+        if name in FUSED:
             row["ratio_to_reads"] = row["median_s"] / reads
         yield row
     for name, trainer in trainers.items():

@@ -5,6 +5,8 @@ between calls that took turns. Compilation is timed apart, on the first call.
 """
 
 import contextlib
+import ctypes
+import gc
 import json
 import pathlib
 import platform
@@ -110,18 +112,30 @@ def temporaries(fn, *args, **kwargs) -> dict[str, Any]:
 
 
 def peak_bytes(call: Callable[[], Any]) -> int | None:
-    """A bound on the memory that `call` needs above what was in use before.
+    """Memory that `call` needs above what was in use before; None where unknown.
 
-    The accelerator allocator's high-water mark, of the whole process. None on CPU: the
-    resident set of a warm process says nothing, as freed pages stay or go at the
-    allocator's whim (it came out negative). `temporaries` holds there too.
+    The high-water mark of the accelerator's allocator (of the whole process: a bound),
+    or on Linux of the resident set, which is reset before the call.
     """
     before = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" not in before:
+    if "peak_bytes_in_use" in before:
+        jax.block_until_ready(call())
+        after = jax.devices()[0].memory_stats() or {}
+        return after["peak_bytes_in_use"] - before["bytes_in_use"]
+    status, reset = (pathlib.Path("/proc/self") / n for n in ("status", "clear_refs"))
+    if not reset.exists():
         return None
+
+    def resident(name):
+        text = status.read_text(encoding="ascii").split(name + ":")[1]
+        return int(text.split()[0]) << 10
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or pages that were freed would be used unseen
+    reset.write_text("5", encoding="ascii")
+    start = resident("VmRSS")
     jax.block_until_ready(call())
-    after = jax.devices()[0].memory_stats() or {}
-    return after["peak_bytes_in_use"] - before["bytes_in_use"]
+    return resident("VmHWM") - start
 
 
 def copy_bandwidth(megabytes: int = 1024) -> float:

@@ -46,7 +46,8 @@ def chunks(counts: np.ndarray, offsets: np.ndarray) -> Iterator[Chunk]:
 
     Lengths are padded to 3, 5, 10, 20, 40, …, and in small batches all alike to 40,
     160, … (a compilation costs more than the padding); a chunk holds 4096 (65536 on an
-    accelerator), 1024 or 64 users, or 4 with many pairs, and never a million pairs unless 4 users have more.
+    accelerator), 1024 or 64 users, or 4 with many pairs, and never a million pairs
+    unless 4 users have more.
     """
     longest = counts.max(initial=0)
     lengths = _ladder([3, 5], 2, longest)

@@ -275,19 +275,3 @@ def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
     mixed = bucket.weight[..., None] * slope * (power * posterior)[:, None]
     dz = jnp.einsum("bpa,ak->bpk", mixed, atoms, precision=_EXACT)
     return jnp.sum(marginal * real[:, 0]), jnp.sum(posterior, axis=0), dz
-
-
-@functools.partial(
-    jax.jit, static_argnames=("optimiser", "num_steps"), donate_argnames="state"
-)
-def run(
-    state: TrainState,
-    problem: Problem,
-    settings: Settings,
-    *,
-    optimiser,
-    num_steps: int,
-) -> tuple[TrainState, Metrics]:
-    """`num_steps` steps as one compiled program; `state` is consumed (donated)."""
-    data = Data(problem, settings)
-    return descent.scan(make_recipe(optimiser), state, data, num_steps)

@@ -172,16 +172,6 @@ def _descend(optimiser, grad, opt_state, value) -> tuple[Any, Any]:
     return optax.apply_updates(value, updates), opt_state
 
 
-@functools.partial(
-    jax.jit, static_argnames=("trainer", "num_steps"), donate_argnames="state"
-)
-def run(
-    state: TrainState, problem: Problem, *, trainer: Trainer, num_steps: int
-) -> tuple[TrainState, Metrics]:
-    """`num_steps` steps as one compiled program; `state` is consumed (donated)."""
-    return descent.scan(trainer.recipe, state, problem, num_steps)
-
-
 def prune(params: RewardParams) -> tuple[Any, RewardParams]:
     """Drops directions whose largest mixture weight over users is below 1e-2.
 
