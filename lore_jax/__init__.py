@@ -19,6 +19,7 @@ from lore_jax import streaming as streaming
 from lore_jax.acquisition import best_pairs as best_pairs
 from lore_jax.acquisition import score_pairs as score_pairs
 from lore_jax.adapt import adapt as adapt
+from lore_jax.adapt import adapt_users as adapt_users
 from lore_jax.checkpoint import load as load
 from lore_jax.checkpoint import save as save
 from lore_jax.config import AdaptConfig as AdaptConfig

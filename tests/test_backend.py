@@ -1,0 +1,64 @@
+"""Threads see every item once, the caller's precision, and each other's errors."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lore_jax as lore
+from lore_jax import backend
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 100])
+def test_every_item_is_seen_once(count):
+    seen, lock = [], threading.Lock()
+
+    def see(item):
+        with lock:
+            seen.append(item)
+
+    backend.for_each(see, iter(range(count)))
+    assert sorted(seen) == list(range(count))
+
+
+def test_items_run_at_the_same_time(monkeypatch):
+    """Both wait for each other: one thread alone would time out."""
+    monkeypatch.setattr(backend.multiprocessing, "cpu_count", lambda: 2)
+    barrier = threading.Barrier(2)
+    backend.for_each(lambda _: barrier.wait(timeout=30), range(2))
+
+
+def test_threads_keep_the_precision_of_the_caller():
+    kinds = [None] * 4
+
+    def look(item):
+        kinds[item] = jnp.ones(()).dtype
+
+    for double, kind in ((True, np.float64), (False, np.float32)):
+        with jax.enable_x64(double):
+            backend.for_each(look, range(4))
+        assert kinds == [kind] * 4
+
+
+def test_an_error_of_one_item_reaches_the_caller():
+    def fail(item):
+        if item == 3:
+            raise ValueError("item 3")
+
+    with pytest.raises(ValueError, match="item 3"):
+        backend.for_each(fail, range(5))
+
+
+def test_a_batch_of_several_chunks_is_adapted_in_double_precision():
+    rng = np.random.default_rng(0)
+    users = 1100
+    with jax.enable_x64(True):
+        prefs = lore.Preferences.from_ragged(list(rng.normal(size=(users, 2, 3))))
+        new = lore.adapt(np.eye(3), prefs)
+        last = lore.data.take_users(prefs, np.arange(1090, 1100))
+        few = lore.adapt(np.eye(3), last)
+    assert new.weights.dtype == np.float64
+    np.testing.assert_allclose(new.weights[1090:], few.weights, atol=1e-12)
+    assert new.converged.all()
