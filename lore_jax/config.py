@@ -24,6 +24,7 @@ class TrainConfig:
         at the first λ, then all λ at that γ.
       temperings: candidate γ of the prior.
       concentrations: candidate κ of the prior.
+      spreads: candidate ρ of the prior.
       ranks: candidate K of `rank="auto"`.
       start: "random", or "svd": directions that users' mean differences vary in most.
       validation_share: share of each user's rows held out for the selection.
@@ -39,6 +40,7 @@ class TrainConfig:
     ridges: tuple[float, ...] = (0.2, 0.02, 0.05, 0.1, 0.4, 0.8)
     temperings: tuple[float, ...] = (0.4, 0.0, 0.2, 0.3, 0.5)
     concentrations: tuple[float, ...] = (3.0, 10.0, 30.0, math.inf)
+    spreads: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
     ranks: tuple[int, ...] = (1, 2, 5, 10)
     start: Literal["random", "svd"] = "random"
     validation_share: float = 0.3
@@ -57,6 +59,7 @@ class TrainConfig:
         _grid(self, "ridges", lambda x: x >= 0 and math.isfinite(x))
         _grid(self, "temperings", lambda x: 0 <= x <= 1)
         _grid(self, "concentrations", lambda x: x >= 0)
+        _grid(self, "spreads", lambda x: x >= 0 and math.isfinite(x))
         _choice(self, "start", ("random", "svd"))
         _grid(self, "ranks", lambda x: isinstance(x, int) and x >= 1)
         if self.prune and self.method != "alternating":

@@ -1,11 +1,11 @@
 """What is known of a user beyond one weight vector: spread, and predictions with it.
 
 How much of the posterior's covariance (`mixture`) predictions should integrate over is
-learned on grouped validation: where the basis was shrunk to suit plugged-in weights,
-averaging on top of that would be under-confident.
+learned on grouped validation (`selection.choose_spread`): where the basis was shrunk
+to suit plugged-in weights, averaging on top of that would be under-confident.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,6 @@ from lore_jax.losses import pair_loss
 from lore_jax.mixture import Mixture, margin_moments, mixture_of
 from lore_jax.prior import uniform_prior
 from lore_jax.reward import pair_rewards
-from lore_jax.selection import Validation, choose
 from lore_jax.types import Preferences, Prior
 
 _BLOCKS = (8192, 512)  # pairs of one program
@@ -121,40 +120,42 @@ def predict_proba(
     return np.asarray(jax.nn.sigmoid(_squeezed(moments, spread)))
 
 
-def learn_spread(
-    validation: Validation,
+def spread_losses(
     basis: jax.Array,
+    training: Preferences,
+    heldout: Preferences,
     prior: Prior,
+    candidates: Sequence[float],
     *,
-    candidates: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0),
     shots: tuple[int | None, ...] = (1, 3, 10, None),
     num_users: int = 1000,
-) -> tuple[Prior, list[dict]]:
-    """The prior with its ρ, by log-loss on held-out judgements.
+) -> list[float]:
+    """Macro log-loss of `predict_proba` on held-out pairs, one per candidate ρ.
 
     Args:
-      validation: a grouped split of the seen users' pairs.
-      basis: V, float[D, K], learned from `validation.training`.
-      prior: likewise; its κ and γ are used.
-      candidates: of ρ; the first is taken where no pair can be held out.
+      basis: V, float[D, K].
+      training: what users have said.
+      heldout: pairs of the same users over the same table, which is read once, that
+        share no judgement with it.
+      prior: what `fit` learned from others, or from `training`.
+      candidates: of ρ.
       shots: numbers of pairs that count alike, None for all: what is right for users
-        with many pairs alone may be wrong for new ones.
+        with many pairs may be wrong for new ones.
       num_users: how many users to use at most, at random.
 
     Returns:
-      (prior, a dict with macro log-loss for every candidate).
+      One loss per candidate; NaN where nothing is held out.
 
     Raises:
       ValueError: shapes disagree or a candidate is negative.
     """
     _checks.host_floats(candidates, len(candidates), "candidates", 0.0, np.inf)
-    training, heldout = validation
+    training, eye = on_floor(training, basis)
+    heldout = heldout.replace(features=training.features)
     if training.num_users > num_users:
         rng = np.random.default_rng(0)
         some = np.sort(rng.choice(training.num_users, num_users, replace=False))
         training, heldout = (take_users(x, some) for x in (training, heldout))
-    training, eye = on_floor(training, basis)
-    heldout = on_floor(heldout, basis)[0]
     losses = np.empty((len(shots), len(candidates)))
     for i, few in enumerate(shots):
         shown = take_shots(training, few)
@@ -162,12 +163,7 @@ def learn_spread(
         for j, rho in enumerate(candidates):
             loss = pair_loss(_squeezed(moments, rho)[heldout.order], heldout.label)
             losses[i, j] = macro_mean(per_user_mean(loss, heldout))
-    rows = [
-        {"spread": rho, "log_loss": loss, "chosen": False}
-        for rho, loss in zip(candidates, losses.mean(0).tolist(), strict=True)
-    ]
-    best = jnp.asarray(choose(rows)["spread"], prior.atoms.dtype)
-    return prior.replace(spread=best), rows
+    return losses.mean(0).tolist()
 
 
 def _squeezed(moments: np.ndarray, spread: float) -> jax.Array:

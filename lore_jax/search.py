@@ -13,6 +13,7 @@ from lore_jax.selection import (
     Validation,
     choose,
     choose_concentration,
+    choose_spread,
     make_atoms,
     make_prior,
     make_validation,
@@ -130,7 +131,7 @@ def fit_marginal(
     train = Trainer(prefs, (key_atoms, key_start), config, init, run)
     validation = make_validation(prefs, key_split, config.validation_share)
     best = dict(rank=ranks[0], ridge=config.ridges[0], tempering=config.temperings[0])
-    concentration, more = config.concentrations[0], []
+    concentration, spread, more = config.concentrations[0], config.spreads[0], []
     curve = np.zeros(0, np.float32)
     if validation.training.num_pairs and validation.heldout.num_pairs:
         best = _search(train, validation, ranks, config, run)
@@ -140,10 +141,14 @@ def fit_marginal(
         chosen, more = choose_concentration(
             validation, basis, prior, config.concentrations
         )
-        concentration = chosen.concentration
+        chosen, last = choose_spread(validation, basis, chosen, config.spreads)
+        concentration, spread, more = chosen.concentration, chosen.spread, more + last
     state, metrics, _ = train("all", prefs, best)
     basis, prior = train.result(state.theta, state.log_weights, best)
-    prior = prior.replace(concentration=jnp.asarray(concentration, train.dtype))
+    prior = prior.replace(
+        concentration=jnp.asarray(concentration, train.dtype),
+        spread=jnp.asarray(spread, train.dtype),
+    )
     adapted = adapt(basis, prefs, prior=prior)
     steps = np.arange(1, len(curve) + 1, dtype=np.int32) * stride(config.num_steps)
     return Fitted(

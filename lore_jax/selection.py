@@ -17,6 +17,7 @@ from lore_jax.config import TrainConfig
 from lore_jax.data import hold_out
 from lore_jax.evaluate import log_loss, macro_mean
 from lore_jax.floor import chunk_arrays, chunks, on_floor, project_rows
+from lore_jax.predict import spread_losses
 from lore_jax.prior import (
     learn_log_weights,
     likelihood_power,
@@ -123,6 +124,21 @@ def choose_concentration(
     return priors[rows.index(best)], rows
 
 
+def choose_spread(
+    validation: Validation, basis: jax.Array, prior: Prior, candidates: tuple
+) -> tuple[Prior, list[dict]]:
+    """ρ of `predict_proba` likewise: (prior, a row per ρ)."""
+    best, rows = candidates[0], []
+    if len(candidates) > 1 and prior.atoms.shape[1] > 1:
+        losses = spread_losses(basis, *validation, prior, candidates)
+        rows = [
+            {"spread": rho, "log_loss": loss, "chosen": False}
+            for rho, loss in zip(candidates, losses, strict=True)
+        ]
+        best = choose(rows)["spread"]
+    return prior.replace(spread=jnp.asarray(best, prior.atoms.dtype)), rows
+
+
 def learn_prior(
     basis: jax.Array,
     prefs: Preferences,
@@ -131,7 +147,7 @@ def learn_prior(
     temperature: float,
     config: TrainConfig,
 ) -> tuple[Prior, tuple[dict, ...]]:
-    """Atoms' weights by EM, γ and κ by grouped validation, V frozen.
+    """Atoms' weights by EM, γ, κ and ρ by grouped validation, V frozen.
 
     Args:
       basis: V, float[D, K].
@@ -170,8 +186,10 @@ def learn_prior(
     chosen, more = choose_concentration(
         validation, eye, priors[best], config.concentrations
     )
+    chosen, last = choose_spread(validation, eye, chosen, config.spreads)
     final = learn(prefs, config.temperings[best])
-    return final.replace(concentration=chosen.concentration), (*rows, *more)
+    final = final.replace(concentration=chosen.concentration, spread=chosen.spread)
+    return final, (*rows, *more, *last)
 
 
 def _tempered_table(prefs, atoms, temperature, tempering) -> jax.Array:
