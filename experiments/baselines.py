@@ -16,6 +16,7 @@ from experiments.parts import Split
 HEAD = "reference head"
 GLOBAL = "global Bradley-Terry"
 LORE = "library default"
+CHOSEN = "library default, rank by validation"
 PLUG_IN = "library default, weights plugged in"
 MAXIMUM = "library basis, maximum likelihood"
 POPULATION = "population mean"
@@ -27,12 +28,14 @@ METHODS = {
     "head": HEAD,
     "global": GLOBAL,
     "lore": LORE,
+    "auto": CHOSEN,
     "joint": JOINT,
     "alternating": ALTERNATING,
     "alone": ALONE,
 }
 PUBLISHED_STEPS = {"joint": 1000, "alternating": 20_000}
 PUBLISHED_NORM = 100.0  # mean norm of the centred features that the recipes assume
+OWN = -1  # stands for no rank: "each user alone", or a rank that validation chose
 ALONE_RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -42,7 +45,7 @@ class Recipe:
 
     Attributes:
         method: a key of ``METHODS``.
-        rank: K; -1 for "alone", which has a direction for every user.
+        rank: K, or ``OWN``.
         train: settings of ``lore.TrainConfig``.
         fewshot: settings of ``lore.AdaptConfig.reference``, for the published recipes.
     """
@@ -76,7 +79,8 @@ class Recipe:
             return lore.fit(seen, rank=0, key=key, anchor=split.head)
         if not self.published:
             config = lore.TrainConfig(**self.train)
-            return lore.fit(seen, rank=self.rank, key=key, config=config)
+            rank = "auto" if self.method == "auto" else self.rank
+            return lore.fit(seen, rank=rank, key=key, config=config)
         table = np.asarray(seen.features).astype(np.float32)
         if seen.rejected is not None:  # the mean of differences is the signal
             table = table - table.mean(0, dtype=np.float64).astype(np.float32)

@@ -15,10 +15,12 @@ import numpy as np
 from experiments import figures, report
 from experiments.baselines import (
     ALONE,
+    CHOSEN,
     GLOBAL,
     HEAD,
     LORE,
     METHODS,
+    OWN,
     POPULATION,
     Recipe,
 )
@@ -115,8 +117,11 @@ def recipes(args: argparse.Namespace, ranks, *, head: bool) -> list[Recipe]:
             out.append(Recipe("global", 1, default))
         elif method == "lore":
             out += [Recipe("lore", rank, default) for rank in ranks if rank > 1]
+        elif method == "auto":
+            candidates = tuple(sorted({1, *ranks} - {0}))
+            out.append(Recipe("auto", OWN, {**default, "ranks": candidates}))
         elif method == "alone":
-            out.append(Recipe("alone", report.OWN))
+            out.append(Recipe("alone", OWN))
         elif method in steps:
             rate = args.learning_rate
             for alpha in args.alphas if head else [0.0]:
@@ -175,15 +180,13 @@ class Experiment:
 
     def four_way(self) -> tuple[report.Rows, dict, dict]:
         """Rows of the four-way table, the ranks validation chose, and the counts."""
-        rows, comparable, counts = report.Rows(self.run.people), {}, {}
+        rows, chosen, counts = report.Rows(self.run.people), {}, {}
         for source, seed, recipe in self.cells(self.recipes, "train"):
             cell = self.run.four_way(source, seed, recipe)
             rows.add(source.name, recipe.rank, cell)
             counts[source.name] = cell.facts["counts"]
-            if recipe.method in ("global", "lore"):
-                comparable[source.name, seed, recipe.rank] = cell
-        chosen = report.choose_rank(comparable)
-        report.add_chosen(rows, comparable, chosen)
+            if recipe.method == "auto":
+                chosen[f"{source.name}, seed {seed}"] = cell.facts["rank"]
         return rows, chosen, counts
 
 
@@ -211,7 +214,7 @@ def train_one(experiment: Experiment) -> dict:
     """Fit, tabulate and draw one population."""
     rows, chosen, counts = experiment.four_way()
     table, out = rows.table(), experiment.out
-    results = {"table": table, "chosen_rank": report.name_splits(chosen)}
+    results = {"table": table, "chosen_rank": chosen}
     results |= {"counts": counts, "leaks": experiment.leaks}
     parts = [report.markdown(table), report.quality_markdown(table)]
     text = "\n".join([*parts, report.counts_markdown(counts)])
@@ -231,7 +234,7 @@ def rank_curves(table, quantity: str) -> tuple[dict, dict]:
     for row in table:
         if found := row[quantity]:
             values = (found["mean"], found["low"], found["high"])
-            if row["method"] in (HEAD, GLOBAL, ALONE, report.CHOSEN):
+            if row["method"] in (HEAD, GLOBAL, ALONE, CHOSEN):
                 flat[row["method"]] = values
             else:
                 curves.setdefault(row["method"], []).append((row["rank"], *values))
@@ -270,37 +273,24 @@ def fewshot_one(experiment: Experiment) -> dict:
     """Sweep the shots of one population, tabulate and draw."""
     flat = [r for r in experiment.recipes if r.method in ("head", "global")]
     curved = [r for r in experiment.recipes if r.method not in ("head", "global")]
-    ranked = [r for r in experiment.recipes if r.method in ("global", "lore")]
     shots = [*experiment.shots, None]
     tables = {s: report.Rows(experiment.run.people) for s in shots}
-    comparable: dict = {s: {} for s in shots}
     counts: dict = {}
-    judged = {}  # the four-way cells know what validation thought of a rank
-    for source, seed, recipe in experiment.cells([*flat, *ranked], "fits"):
-        cell = experiment.run.four_way(source, seed, recipe)
-        counts[source.name] = cell.facts["counts"]
-        if recipe in ranked:
-            judged[source.name, seed, recipe.rank] = cell
     for source, seed, recipe in experiment.cells(flat, "flat"):
         cell = experiment.run.four_way(source, seed, recipe)
-        for s, rows in tables.items():
+        counts[source.name] = cell.facts["counts"]
+        for rows in tables.values():
             rows.add(source.name, recipe.rank, cell)
-            comparable[s][source.name, seed, recipe.rank] = cell
     shown: dict = {}
     for source, seed, recipe in experiment.cells(curved, "shots"):
         for s in shots:
             trials = 1 if experiment.args.quick else experiment.args.trials
             cell = experiment.run.sweep(source, seed, recipe, s, trials)
             tables[s].add(source.name, recipe.rank, cell)
-            if recipe in ranked:
-                comparable[s][source.name, seed, recipe.rank] = cell
             counts[source.name] = cell.facts["counts"]
             name, facts = "all" if s is None else str(s), cell.facts
             found = {n: facts[n] for n in ("pairs", "judgements", "user_rows")}
             shown.setdefault(name, {}).setdefault((source.name, seed), found)
-    chosen = report.choose_rank(judged)
-    for s, rows in tables.items():
-        report.add_chosen(rows, comparable[s], chosen)
     shown = {name: report.mean_counts(found.values()) for name, found in shown.items()}
     unseen = [q for q in report.QUANTITIES if q.startswith("unseen_heldout")]
     table = [
@@ -309,7 +299,7 @@ def fewshot_one(experiment: Experiment) -> dict:
         for row in rows.table(unseen)
     ]
     results = {"table": table, "shown": shown, "counts": counts}
-    results |= {"chosen_rank": report.name_splits(chosen), "leaks": experiment.leaks}
+    results["leaks"] = experiment.leaks
     parts = [report.shots_markdown(table, shown), report.shots_quality_markdown(table)]
     text = "\n".join([*parts, report.counts_markdown(counts)])
     report.write_results(experiment.out, "fewshot", results, text)

@@ -243,9 +243,10 @@ def judge_heldout(recipe: Recipe, fitted: lore.Fitted, shown, prefs, rows) -> di
     """{row: (quantities, error)} on held-out pairs, the default's integrated too."""
     scale = fitted.temperature
     out = {n: judge(stored_margins(p, prefs, scale), prefs) for n, p in rows.items()}
-    if recipe.method == "lore" and recipe.rank > 1:
+    if recipe.method in ("lore", "auto") and rows[recipe.label].shape[1] > 1:
         users, error = out[recipe.label]
-        out[PLUG_IN] = {name: v for name, v in users.items() if name}, error
+        if recipe.method == "lore":
+            out[PLUG_IN] = {name: v for name, v in users.items() if name}, error
         users_, error = judge(predicted_margins(fitted.prior, shown, prefs), prefs)
         # Integrating moves no margin across 0, but may round one to it.
         out[recipe.label] = {**users_, "": users[""]}, error
@@ -271,10 +272,9 @@ def four_way(recipe: Recipe, fitted: lore.Fitted, split: Split, seed: int):
             values[row, PARTS[place]] = np.asarray(lore.accuracy(eye, p, shown))
         judged = judge_heldout(recipe, fitted, shown, heldout, rows)
         collect(values, errors, PARTS[place + 1], judged)
-    chosen = [row for row in fitted.history.selection if row["chosen"]]
     facts = {
         "selection": json.loads(json.dumps(fitted.history.selection, default=float)),
-        "validation_log_loss": chosen[-1]["log_loss"] if chosen else None,
+        "rank": mine.shape[1],
         "mean_weights": np.asarray(fitted.prior.mean).tolist(),
         "expected_error": errors,
     }

@@ -1,4 +1,4 @@
-"""Tables from cells: means, 95 % intervals, paired differences, the chosen rank.
+"""Tables from cells: means, 95 % intervals, paired differences, probabilities.
 
 Seeds of one split are averaged user by user; intervals are bootstraps over distinct
 users (``experiments.intervals``); differences are paired, user by user, against global
@@ -14,18 +14,16 @@ from types import MappingProxyType
 import numpy as np
 
 from experiments import intervals
-from experiments.baselines import GLOBAL, LORE
+from experiments.baselines import GLOBAL, OWN
 from experiments.parts import PARTS
 from experiments.protocol import HELDOUT, LOSSES, Cell
 from experiments.tables import replacing, versions, write_json
 
-CHOSEN = "library default, rank by validation"
 ERRORS = tuple(f"{part}_expected_error" for part in HELDOUT)
 QUANTITIES = (*PARTS, *LOSSES, *ERRORS)
 QUALITY = {"log_loss": "log-loss", "brier": "Brier", "expected_error": "ECE"}
 COUNTED = ("num_splits", "pairs", "judgements")
 _NOTHING: Mapping = MappingProxyType({})
-OWN = -1  # stands for no rank: "each user alone", or a rank that validation chose
 
 
 class Rows:
@@ -103,45 +101,6 @@ class Rows:
             }
             for row, rank in self.keys()
         ]
-
-
-def choose_rank(cells: dict[tuple[str, int, int], Cell]) -> dict[tuple[str, int], int]:
-    """The rank with the least log-loss on grouped validation.
-
-    Args:
-        cells: {(split, seed, rank): cell} of the library default and global
-            Bradley-Terry, which share their validation pairs.
-
-    Returns:
-        {(split, seed): rank}.
-    """
-    best: dict = {}
-    for (split, seed, rank), cell in cells.items():
-        loss = cell.facts.get("validation_log_loss")
-        if loss is not None and np.isfinite(loss):
-            best.setdefault((split, seed), []).append((loss, rank))
-    return {place: min(found)[1] for place, found in best.items()}
-
-
-def name_splits(chosen: Mapping[tuple, int]) -> dict[str, int]:
-    """What :func:`choose_rank` found, for JSON."""
-    return {f"{split}, seed {seed}": rank for (split, seed), rank in chosen.items()}
-
-
-def add_chosen(rows: Rows, cells: dict, chosen: Mapping[tuple, int]) -> None:
-    """Add the row whose rank validation chose.
-
-    Args:
-        rows: gets it.
-        cells: {(split, seed, rank): cell} of global Bradley-Terry and the default.
-        chosen: of :func:`choose_rank`.
-    """
-    for (split, seed), rank in chosen.items():
-        name = GLOBAL if rank == 1 else LORE
-        cell = cells[split, seed, rank]
-        values = {(CHOSEN, q): v for (r, q), v in cell.values.items() if r == name}
-        error = cell.facts.get("expected_error", {}).get(name, {})
-        rows.add(split, OWN, Cell(values, {"expected_error": {CHOSEN: error}}))
 
 
 def markdown(table: Sequence[dict], quantities: Sequence[str] = PARTS) -> str:

@@ -254,7 +254,6 @@ def todo(run: Run, recipes, what: str, pairs: int | None = None):
 def compare(run: Run, recipes, args) -> tuple[list[dict], dict, dict]:
     """The four-way table at every number of pairs; angles and counts of all fits."""
     rows = {pairs: report.Rows(run.people) for pairs in sorted(args.pairs)}
-    comparable: dict = {pairs: {} for pairs in rows}
     found: dict = {}
     counts: dict = {}
     for source in run.sources:
@@ -264,17 +263,11 @@ def compare(run: Run, recipes, args) -> tuple[list[dict], dict, dict]:
         cell = run.four_way(source, source.seed, recipe)
         rows[source.pairs].add(source.name, recipe.rank, cell)
         counts[source.name] = cell.facts["counts"]
-        if recipe.method in ("global", "lore"):
-            place = (source.name, source.seed, recipe.rank)
-            comparable[source.pairs][place] = cell
         if recipe.rank > 1:
             basis = run.fit(source, source.seed, recipe).basis
             angles = recovery(basis, source.truth()[0])
             key = (recipe.label, recipe.rank, source.pairs)
             found.setdefault(key, []).append(angles)
-    for pairs, some in rows.items():
-        cells = comparable[pairs]
-        report.add_chosen(some, cells, report.choose_rank(cells))
     table = [{"shots": n, **row} for n, some in rows.items() for row in some.table()]
     return table, found, counts
 

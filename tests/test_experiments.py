@@ -192,19 +192,19 @@ def test_bowling_green_from_a_raw_export(tmp_path, monkeypatch):
     ]
     np.testing.assert_array_equal(matrix, votes[np.ix_(enough, kept)])
     folders = ["--data", str(tmp_path / "prepared"), "--out", str(tmp_path / "runs")]
-    folders += [*QUICK, "--methods", "global", "lore"]
+    folders += [*QUICK, "--methods", "global", "lore", "auto"]
     (trained,) = bowling_train.main(folders)
     (swept,) = bowling_fewshot.main(folders)
     assert pictures(tmp_path / "runs") == set(PICTURES)
     assert set(trained["counts"]) == {"split_0"}
     rows = {row["method"] for row in trained["table"]}
-    assert {baselines.GLOBAL, baselines.LORE, report.CHOSEN} <= rows
+    assert {baselines.GLOBAL, baselines.LORE, baselines.CHOSEN} <= rows
     more = {baselines.POPULATION, baselines.OTHER, baselines.MAXIMUM}
     assert more <= rows
-    assert {baselines.LORE, report.CHOSEN, *more} <= {
+    assert {baselines.LORE, baselines.CHOSEN, *more} <= {
         r["method"] for r in swept["table"]
     }
-    assert swept["chosen_rank"] == trained["chosen_rank"]
+    assert set(trained["chosen_rank"].values()) <= {1, 2}
     for results in (trained, swept):  # the plug-in differs in its probabilities alone
         row = next(r for r in results["table"] if r["method"] == baselines.PLUG_IN)
         assert row["unseen_heldout"] is None
@@ -729,12 +729,22 @@ def test_rows_average_seeds_and_pair_differences():
     assert found["difference"]["high"] == pytest.approx(0.1)
 
 
-def test_the_rank_is_chosen_on_validation():
-    cells = {
-        ("a", 0, rank): Cell({}, {"validation_log_loss": loss})
-        for rank, loss in ((1, 0.6), (2, 0.5), (5, 0.55))
-    }
-    assert report.choose_rank(cells) == {("a", 0): 2}
+def test_the_rank_is_chosen_by_fit_among_those_asked_for():
+    args = cli.make_parser("x", "y").parse_args(["--methods", "auto", "--quick"])
+    (recipe,) = cli.recipes(args, [0, 5, 2], head=True)
+    assert recipe.train["ranks"] == (1, 2, 5)
+    planted = lore.population.planted(
+        baselines.jax.random.key(0), num_users=12, pairs_per_user=12, num_features=4,
+        rank=2, margin_scale=8.0,
+    )  # fmt: skip
+    data = lore.data.FourWay(*[planted.prefs] * 4)
+    split = parts.Split("x", data, None, "pairs", np.zeros(0, int), None, {})
+    recipe = parts.dataclasses.replace(recipe, train={**recipe.train, "ranks": (1, 2)})
+    fitted = recipe.fit(split, 0)
+    tried = [row for row in fitted.history.selection if "rank" in row]
+    assert {row["rank"] for row in tried} == {1, 2}
+    (best,) = (row["rank"] for row in tried if row["chosen"])
+    assert fitted.basis.shape == (4, best)
 
 
 def test_a_leak_stops_a_run(prepared, tmp_path):
@@ -866,11 +876,11 @@ def test_synthetic(tmp_path):
     assert pictures(tmp_path) == names
     rows = {(r["method"], r["shots"]): r["unseen_heldout"] for r in found["table"]}
     assert rows[synthetic.ORACLE, 10]["mean"] > rows[synthetic.TRUE, 10]["mean"] > 0.6
-    wanted = {baselines.HEAD, baselines.GLOBAL, report.CHOSEN}
+    wanted = {baselines.HEAD, baselines.GLOBAL, baselines.LORE}
     wanted |= {baselines.POPULATION, baselines.OTHER, baselines.MAXIMUM}
     swept = {r["method"]: r for r in found["shots"]["table"] if r["shots"] == 0}
     assert wanted <= {method for method, _ in rows}
-    assert wanted - {report.CHOSEN} <= set(swept)
+    assert wanted <= set(swept)
     accuracy = [
         swept[n]["unseen_heldout"]["mean"]
         for n in (baselines.LORE, baselines.POPULATION)
