@@ -24,6 +24,7 @@ from experiments import (  # noqa: E402
     intervals,
     leaks,
     parts,
+    planted,
     report,
     reward_bench,
     synthetic,
@@ -729,22 +730,14 @@ def test_rows_average_seeds_and_pair_differences():
     assert found["difference"]["high"] == pytest.approx(0.1)
 
 
-def test_the_rank_is_chosen_by_fit_among_those_asked_for():
-    args = cli.make_parser("x", "y").parse_args(["--methods", "auto", "--quick"])
+def test_the_rank_is_chosen_by_fit_among_those_asked_for(prepared, monkeypatch):
+    args = cli.make_parser("x", "y").parse_args(["--methods", "auto"])
     (recipe,) = cli.recipes(args, [0, 5, 2], head=True)
-    assert recipe.train["ranks"] == (1, 2, 5)
-    planted = lore.population.planted(
-        baselines.jax.random.key(0), num_users=12, pairs_per_user=12, num_features=4,
-        rank=2, margin_scale=8.0,
-    )  # fmt: skip
-    data = lore.data.FourWay(*[planted.prefs] * 4)
-    split = parts.Split("x", data, None, "pairs", np.zeros(0, int), None, {})
-    recipe = parts.dataclasses.replace(recipe, train={**recipe.train, "ranks": (1, 2)})
-    fitted = recipe.fit(split, 0)
-    tried = [row for row in fitted.history.selection if "rank" in row]
-    assert {row["rank"] for row in tried} == {1, 2}
-    (best,) = (row["rank"] for row in tried if row["chosen"])
-    assert fitted.basis.shape == (4, best)
+    asked = {}
+    monkeypatch.setattr(lore, "fit", lambda prefs, **found: asked.update(found))
+    recipe.fit(parts.list_splits([prepared])[0].load(), 0)
+    assert asked["rank"] == "auto"
+    assert asked["config"].ranks == (1, 2, 5)
 
 
 def test_a_leak_stops_a_run(prepared, tmp_path):
@@ -896,7 +889,7 @@ def test_synthetic(tmp_path):
 
 def test_planted_problems_of_a_seed_are_nested_and_known():
     facts = (5, 3, 4, 2, 0.3, 0.1)
-    few, many = (synthetic.Planted(1, n, 6, facts) for n in (2, 6))
+    few, many = (planted.Planted(1, n, 6, facts) for n in (2, 6))
     first, second = few.load(), many.load()
     assert [part.num_pairs for part in first.data] == [10, 250, 6, 150]
     mine = {row.tobytes() for row in np.asarray(second.data.unseen.features)}
@@ -913,13 +906,13 @@ def test_planted_problems_of_a_seed_are_nested_and_known():
 def test_recovery_ignores_order_and_scale():
     rng = np.random.default_rng(0)
     truth = np.linalg.qr(rng.normal(size=(9, 3)))[0]
-    found = synthetic.recovery(truth[:, [2, 0, 1]] * [2.0, 5.0, 0.1], truth)
-    assert found == pytest.approx(dict.fromkeys(synthetic.ANGLES, 0), abs=1e-5)
+    found = planted.recovery(truth[:, [2, 0, 1]] * [2.0, 5.0, 0.1], truth)
+    assert found == pytest.approx(dict.fromkeys(planted.ANGLES, 0), abs=1e-5)
     other = np.linalg.svd(truth, full_matrices=True)[0][:, 3:6]
-    found = synthetic.recovery(other, truth)
-    assert found == pytest.approx(dict.fromkeys(synthetic.ANGLES, 90))
+    found = planted.recovery(other, truth)
+    assert found == pytest.approx(dict.fromkeys(planted.ANGLES, 90))
     turned = truth[:, :1] * np.cos(0.5) + other[:, :1] * np.sin(0.5)
-    assert synthetic.recovery(turned, truth[:, :1])["mean"] == pytest.approx(
+    assert planted.recovery(turned, truth[:, :1])["mean"] == pytest.approx(
         np.degrees(0.5)
     )
 
