@@ -129,7 +129,7 @@ def test_three_commands(tmp_path, name, capsys):
     for stem in ("four_way", "fewshot", "config"):
         path = tmp_path / "runs" / f"{stem}.json"
         assert json.loads(path.read_text())["versions"]["jax"]
-    rows = {row["method"] for row in trained["table"]}
+    rows = {row["method"].removesuffix(", 10 steps") for row in trained["table"]}
     assert {baselines.METHODS[method] for method in methods} <= rows
     assert {row["shots"] for row in swept["table"]} == {2, "all"}
     (part,) = (counts["unseen_heldout"] for counts in trained["counts"].values())
