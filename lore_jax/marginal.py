@@ -18,6 +18,7 @@ from flax import struct
 from jax import lax
 
 from lore_jax import descent
+from lore_jax.backend import sized
 from lore_jax.prior import atom_likelihood, likelihood_power
 from lore_jax.results import Metrics
 from lore_jax.types import FeatureSource, Preferences
@@ -25,7 +26,9 @@ from lore_jax.whitening import basis_of, slope_of
 from lore_jax.whitening import whiten as whiten
 
 _EXACT = lax.Precision.HIGHEST
-_CHUNK_CELLS = 1 << 17  # users × pairs × atoms of a chunk: what a core's cache holds
+# Users × pairs × atoms of a chunk: what a core's cache holds, or an accelerator's
+# cores work on at once.
+_CHUNK_CELLS = 1 << 15, 1 << 21
 _WARM_UP = 0.05
 
 
@@ -52,6 +55,7 @@ class Problem(struct.PyTreeNode):
       features: float[M, D], or None where a source is read in blocks.
       whitening: float[D, R], V = whitening · θ; or float[], a scale.
       buckets: all users with a pair.
+      num_chunks: int32[] of each bucket, how many of its chunks hold users.
       num_users: float[], how many those are.
       atoms: float[A, K].
       base: float[A], π before any user; on the simplex.
@@ -62,6 +66,7 @@ class Problem(struct.PyTreeNode):
     features: jax.Array | None
     whitening: jax.Array
     buckets: tuple[Bucket, ...]
+    num_chunks: tuple[jax.Array, ...]
     num_users: jax.Array
     atoms: jax.Array
     base: jax.Array
@@ -105,15 +110,31 @@ class TrainState(struct.PyTreeNode):
 
 
 def make_problem(
-    prefs: Preferences, atoms: jax.Array, base: jax.Array, whitening: jax.Array
+    prefs: Preferences,
+    atoms: jax.Array,
+    base: jax.Array,
+    whitening: jax.Array,
+    room: np.ndarray | None = None,
 ) -> Problem:
-    """Lays the pairs out for `run`; `whitening` comes from `whiten`."""
+    """Lays the pairs out for `run`.
+
+    Args:
+      prefs: the pairs.
+      atoms: float[A, K].
+      base: float[A], π before any user.
+      whitening: from `whiten`.
+      room: int[U], at least `prefs.counts`: problems with the same room have the same
+        shapes, so one compiled program serves every validation split of a data set.
+    """
     counts = np.asarray(prefs.counts)
     source = isinstance(prefs.features, FeatureSource)
+    room = counts if room is None else np.asarray(room)
+    buckets, num_chunks = make_buckets(prefs, len(atoms), atoms.dtype, room)
     return Problem(
         features=None if source else jnp.asarray(prefs.features),
         whitening=whitening,
-        buckets=make_buckets(prefs, len(atoms), atoms.dtype),
+        buckets=buckets,
+        num_chunks=num_chunks,
         num_users=jnp.asarray((counts > 0).sum(), atoms.dtype),
         atoms=atoms,
         base=base,
@@ -122,19 +143,22 @@ def make_problem(
     )
 
 
-def make_buckets(prefs: Preferences, num_atoms: int, dtype) -> tuple[Bucket, ...]:
+def make_buckets(
+    prefs: Preferences, num_atoms: int, dtype, room: np.ndarray
+) -> tuple[tuple[Bucket, ...], tuple[jax.Array, ...]]:
     """Pads users to 3, 5, 10, 20, 40, … pairs; chunks hold what a cache does."""
     counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
-    buckets, low, high = [], 0, 3
-    while low < counts.max(initial=0):
+    exact, cells = np.array_equal(room, counts), sized(*_CHUNK_CELLS)
+    buckets, num_chunks, low, high = [], [], 0, 3
+    while low < room.max(initial=0):
         users = np.flatnonzero((counts > low) & (counts <= high))
-        if users.size:
-            size = max(1, min(_CHUNK_CELLS // (high * num_atoms), users.size))
-            padded = -(-users.size // size) * size
+        most = users.size if exact else (room > low).sum()
+        if most:
+            size = max(1, min(cells // (high * num_atoms), most))
             place = np.arange(high)
-            real = np.zeros((padded, high), bool)
+            real = np.zeros((-(-most // size) * size, high), bool)
             real[: users.size] = place < counts[users][:, None]
-            pairs = np.zeros((padded, high), np.int64)
+            pairs = np.zeros(real.shape, np.int64)
             pairs[: users.size] = offsets[users][:, None] + place
             pairs = np.where(real, pairs, 0).reshape(-1, size, high)
             real = real.reshape(pairs.shape)
@@ -149,8 +173,9 @@ def make_buckets(prefs: Preferences, num_atoms: int, dtype) -> tuple[Bucket, ...
                     _device(take(prefs.label), dtype),
                 )
             )
+            num_chunks.append(jnp.asarray(-(-users.size // size), jnp.int32))
         low, high = high, 5 if high == 3 else high * 2
-    return tuple(buckets)
+    return tuple(buckets), tuple(num_chunks)
 
 
 def _take(pairs, values):
@@ -217,26 +242,34 @@ def _floor(proj, state: TrainState, data: Data):
     """(slopes float[M, K], (log marginal, π's new logarithm))."""
     problem, settings = data
     proj = proj / settings.temperature
-    gradient = jnp.zeros_like(proj)
-    log_marginal = jnp.zeros((), proj.dtype)
-    share = jnp.zeros_like(state.log_weights)
     ramp = jnp.minimum(1, (state.count + 1) / settings.ramp_steps)
-    for bucket in problem.buckets:
-        chunk = functools.partial(
-            _chunk,
-            proj,
-            problem.atoms,
-            state.log_weights,
-            settings.tempering * ramp.astype(proj.dtype),
-            problem.unit_weights,
-        )
-        values, posteriors, slopes = lax.map(chunk, bucket)
-        log_marginal = log_marginal + jnp.sum(values)
-        share = share + jnp.sum(posteriors, axis=0)
+    chunk_of = functools.partial(
+        _chunk,
+        proj,
+        problem.atoms,
+        state.log_weights,
+        settings.tempering * ramp.astype(proj.dtype),
+        problem.unit_weights,
+    )
+
+    def add_chunk(bucket, i, sums):
+        chunk = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), bucket)
+        log_marginal, share, gradient = sums
+        value, posterior, slopes = chunk_of(chunk)
         slopes = slopes.reshape(-1, slopes.shape[-1])
-        gradient = gradient.at[bucket.chosen.reshape(-1)].add(slopes)
-        if bucket.rejected is not None:
-            gradient = gradient.at[bucket.rejected.reshape(-1)].add(-slopes)
+        gradient = gradient.at[chunk.chosen.reshape(-1)].add(slopes)
+        if chunk.rejected is not None:
+            gradient = gradient.at[chunk.rejected.reshape(-1)].add(-slopes)
+        return log_marginal + value, share + posterior, gradient
+
+    sums = (
+        jnp.zeros((), proj.dtype),
+        jnp.zeros_like(state.log_weights),
+        jnp.zeros_like(proj),
+    )
+    for bucket, count in zip(problem.buckets, problem.num_chunks, strict=True):
+        sums = lax.fori_loop(0, count, functools.partial(add_chunk, bucket), sums)
+    log_marginal, share, gradient = sums
     total = problem.num_users + settings.pseudo_users
     weights = (share + settings.pseudo_users * problem.base) / total
     log_weights = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))

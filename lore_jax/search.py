@@ -32,6 +32,7 @@ class Trainer:
         dtype = jnp.promote_types(prefs.features.dtype, jnp.float32)
         self.dtype = jax.dtypes.canonicalize_dtype(dtype)
         self.whitening = whiten(prefs, self.dtype)
+        self.room = np.asarray(prefs.counts)
         self.config, self.init, self.run = config, init, run
         self.optimiser = marginal.make_optimiser(config.learning_rate, config.num_steps)
         self.problems: dict = {}
@@ -45,7 +46,9 @@ class Trainer:
         if problem is None:
             atoms = make_atoms(self.key_atoms, rank, config.num_atoms, self.dtype)
             base = jnp.full(len(atoms), 1 / len(atoms), self.dtype)
-            problem = marginal.make_problem(prefs, atoms, base, self.whitening)
+            problem = marginal.make_problem(
+                prefs, atoms, base, self.whitening, self.room
+            )
             self.problems[name, rank] = problem
         steps = config.num_steps
         numbers = *(candidate[n] for n in ("ridge", "tempering")), config.temperature

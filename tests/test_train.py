@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import reference, selection
+from lore_jax import descent, marginal, reference, selection, whitening
 
 KEY = jax.random.key(0)
 # Few steps are enough for properties that hold at every step.
@@ -371,3 +371,33 @@ def test_more_directions_than_the_truth_do_no_harm(planted, fitted):
         for f in (fitted, wide)
     ]
     assert accuracy[1] > accuracy[0] - 0.03
+
+
+def test_another_key_reuses_the_compiled_steps(table, compilations):
+    """Validation splits differ between keys, the shapes they are laid out in do not."""
+    grids = dict(ridges=(0.2,), temperings=(0.4,), concentrations=(3.0,))
+    config = dataclasses.replace(QUICK, **grids)
+    lore.fit(table, rank=2, key=KEY, config=config)
+    before = descent.run._cache_size()
+    for seed in (1, 2, 3):
+        lore.fit(table, rank=2, key=jax.random.key(seed), config=config)
+    assert descent.run._cache_size() == before
+
+
+def test_room_changes_no_number(table):
+    """Chunks kept free for other splits are neither counted nor visited."""
+    half = lore.data.take_pairs(table, np.arange(120) % 3 > 0)
+    atoms = selection.make_atoms(KEY, 2, 8)
+    base = jnp.full(len(atoms), 1 / len(atoms))
+    coordinates = whitening.whiten(table, jnp.float32)
+    settings = marginal.Settings(*map(jnp.float32, (0.2, 0.4, 1.0, 1.0, 4.0)))
+    optimiser = marginal.make_optimiser(0.3, 8)
+    out = []
+    for room in (None, np.asarray(table.counts) + 9):
+        problem = marginal.make_problem(half, atoms, base, coordinates, room)
+        state = marginal.init(KEY, problem, 0.3, optimiser)
+        data = marginal.Data(problem, settings)
+        recipe = marginal.make_recipe(optimiser)
+        out.append(descent.run(state, data, recipe=recipe, num_steps=8))
+    for a, b in zip(*map(jax.tree.leaves, out), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
