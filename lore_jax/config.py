@@ -20,8 +20,8 @@ class TrainConfig:
       temperature: T.
       num_atoms: atoms of the prior beside the K vertices, at least.
       ridges: candidate λ; 1 / √λ is the prior deviation of a pair's margin
-        ("marginal"). The search compares all ranks at the first λ and γ, then all γ
-        at the first λ, then all λ at that γ.
+        ("marginal"). The search compares all ranks at the first λ and γ, then all γ,
+        then all λ, then the ranks again, each at the best of the others so far.
       temperings: candidate γ of the prior.
       concentrations: candidate κ of the prior.
       spreads: candidate ρ of the prior.

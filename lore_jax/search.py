@@ -92,31 +92,23 @@ def _loss(row: dict) -> float:
 
 
 def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> None:
-    """Tries candidates; which, depends on the losses of those before.
+    """Tries candidates, one setting at a time; which, depends on the losses before.
 
-    All ranks at the first λ and γ, then, at the best rank, all γ at the first λ, then
-    all λ at the best γ.
+    All ranks at the first λ and γ, all γ at the best of them, all λ at the best of
+    those, and the ranks again there. What was tried is not trained again.
 
     Args:
       try_out: candidate {"rank", "ridge", "tempering"} → its row, with "log_loss".
       ranks: candidate K.
       config: its grids are used.
     """
-    ridge, tempering = config.ridges[0], config.temperings[0]
-
-    def best_of(**grid):
-        (name, values), fixed = next(iter(grid.items())), (rank, ridge, tempering)
-        names = ("rank", "ridge", "tempering")
-        rows = [
-            try_out({**dict(zip(names, fixed, strict=True)), name: x}) for x in values
-        ]
-        return min(rows, key=_loss)[name]
-
-    rank = ranks[0]
-    rank = best_of(rank=ranks)
-    if rank > 1:  # At rank 1 there is one atom, and γ only scales the likelihood.
-        tempering = best_of(tempering=config.temperings)
-    best_of(ridge=config.ridges)
+    grids = dict(rank=ranks, ridge=config.ridges, tempering=config.temperings)
+    best = {name: values[0] for name, values in grids.items()}
+    for name in ("rank", "tempering", "ridge", "rank"):
+        if name == "tempering" and best["rank"] == 1:
+            continue  # One atom: γ would only scale the likelihood.
+        rows = [try_out({**best, name: value}) for value in grids[name]]
+        best[name] = min(rows, key=_loss)[name]
 
 
 def fit_marginal(

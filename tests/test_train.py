@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import descent, marginal, reference, selection, whitening
+from lore_jax import descent, marginal, reference, search, selection, whitening
 
 KEY = jax.random.key(0)
 # Few steps are enough for properties that hold at every step.
@@ -382,6 +382,42 @@ def test_another_key_reuses_the_compiled_steps(table, compilations):
     for seed in (1, 2, 3):
         lore.fit(table, rank=2, key=jax.random.key(seed), config=config)
     assert descent.run._cache_size() == before
+
+
+def test_a_rank_is_chosen_like_everything_else(table, quick):
+    """Held-out judgements choose among ranks; then it is the fit of that rank."""
+    config = dataclasses.replace(QUICK, ranks=(1, 2))
+    fitted = lore.fit(table, rank="auto", key=KEY, config=config)
+    rows = [row for row in fitted.history.selection if "rank" in row]
+    assert {row["rank"] for row in rows} == {1, 2}
+    best = min(rows, key=lambda row: row["log_loss"])
+    assert [row for row in rows if row["chosen"]] == [best]
+    assert fitted.basis.shape[1] == best["rank"] == 2
+    np.testing.assert_array_equal(fitted.basis, quick.basis)
+    np.testing.assert_array_equal(fitted.weights, quick.weights)
+    # Each candidate once, and not every combination.
+    settings = [(r["rank"], r["ridge"], r["tempering"]) for r in rows]
+    assert len(set(settings)) == len(settings) <= 2 + 4 + 5 + 1
+
+
+@pytest.mark.parametrize("best", [(1, 0.1, 0.4), (2, 0.05, 0.2), (5, 0.2, 0.0)])
+def test_the_search_finds_the_best_of_a_smooth_loss(best):
+    """A convex loss over the grid is minimised without trying all of it."""
+    config, ranks, tried = lore.TrainConfig(), (1, 2, 5), []
+
+    def try_out(candidate):
+        place = np.log1p([candidate["rank"], 20 * candidate["ridge"]])
+        distance = np.abs(place - np.log1p([best[0], 20 * best[1]])).sum()
+        distance += abs(candidate["tempering"] - best[2])
+        tried.append({**candidate, "log_loss": distance})
+        return tried[-1]
+
+    search.select(try_out, ranks, config)
+    names = ("rank", "ridge", "tempering")
+    least = min(tried, key=lambda row: row["log_loss"])
+    assert tuple(least[name] for name in names) == best
+    distinct = {tuple(row[name] for name in names) for row in tried}
+    assert len(distinct) <= 3 + 4 + 5 + 2 < 3 * 5 * 6
 
 
 def test_room_changes_no_number(table):
