@@ -90,8 +90,14 @@ class Store:
 class Run:
     """Cells of one experiment: computed where they are missing."""
 
-    def __init__(self, store: Store, sources: Sequence[SplitSource]) -> None:
-        """Keep the sources; a split is read when a missing cell needs it."""
+    def __init__(self, store: Store, sources: Sequence) -> None:
+        """Keep the sources; a split is read when a missing cell needs it.
+
+        Args:
+            store: the results folder.
+            sources: a ``SplitSource``, or what has its ``name``, ``fingerprint``,
+                ``people`` and ``load``, for every split.
+        """
         self.store, self.sources = store, list(sources)
         known: dict = {}
         self.marks = {s.name: s.fingerprint(known) for s in self.sources}
