@@ -134,7 +134,7 @@ def train(
                 state, problem, source, recipe=recipe, num_steps=length
             )
         else:
-            part = Metrics(*(np.zeros(0, np.float32),) * 3)
+            part = Metrics(*(jnp.zeros(0),) * 3)
         parts.append(part)
         done += length
         if after is not None:

@@ -1,0 +1,104 @@
+"""The start from singular directions against a dense SVD; coordinates that whiten."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lore_jax as lore
+from lore_jax import marginal, search, starts, whitening
+from lore_jax.progress import Run
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def prefs():
+    """Three strong directions on which 40 users differ, labels and weights."""
+    rng = np.random.default_rng(4)
+    features = rng.normal(size=(60, 8)) * [9, 5, 3, 1, 0.3, 0.3, 0.3, 0.3] + 2
+    user = np.repeat(np.arange(40), 15)
+    first = rng.integers(60, size=600)
+    second = (first + rng.integers(1, 60, size=600)) % 60
+    taste = rng.normal(size=(8, 40)) + np.array([2, 1, 0, 0, 0, 0, 0, 0])[:, None]
+    z = ((features[first] - features[second]) * taste.T[user]).sum(1)
+    chosen, rejected = np.where(z > 0, (first, second), (second, first))
+    return lore.Preferences.from_pairs(
+        features.astype(np.float32),
+        chosen,
+        rejected,
+        user,
+        41,
+        label=rng.uniform(0.6, 1, 600),
+        weight=rng.uniform(0.5, 2, 600),
+    )
+
+
+def mean_differences(prefs):
+    """[U, D] of the weighted, label-signed mean difference of each user."""
+    x = np.asarray(prefs.features, np.float64)
+    z = x[prefs.chosen] - x[prefs.rejected]
+    out = np.zeros((prefs.num_users, x.shape[1]))
+    for u in range(prefs.num_users):
+        mine = prefs.user == u
+        if mine.any():
+            w = prefs.weight[mine] / prefs.weight[mine].sum()
+            out[u] = w * (2 * prefs.label[mine] - 1) @ z[mine]
+    return out
+
+
+@pytest.mark.parametrize("from_source", [False, True])
+def test_directions_are_those_of_a_dense_svd(prefs, from_source):
+    scale = jnp.asarray(0.1, jnp.float32)
+    start = jax.random.normal(KEY, (8, 3))
+    means = mean_differences(prefs)
+    if from_source:
+        source = lore.data.ArraySource(np.asarray(prefs.features), 25)
+        prefs = prefs.replace(features=source)
+    got = starts.singular_directions(start, prefs, scale)
+    want = np.linalg.svd(means)[2][:3].T
+    np.testing.assert_allclose(got.T @ got, np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(np.abs(np.sum(got * want, 0)), 1, atol=1e-3)
+    # The first one points to what people choose.
+    assert (means @ got[:, 0]).sum() > 0
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_columns_are_a_simplex_around_the_population(prefs, rank):
+    coordinates = whitening.whiten(prefs, jnp.float32)
+    theta = starts.make_start(KEY, "svd", prefs, coordinates, rank)
+    assert theta.shape == (coordinates.shape[1], rank)
+    theta = np.asarray(theta, np.float64)
+    spread = theta - theta.mean(1, keepdims=True)
+    gram = spread.T @ spread / (0.3**2 * len(theta))
+    off = -1 / (rank - 1) if rank > 1 else 0
+    want = np.full((rank, rank), off) + (1 - off) * np.eye(rank)
+    np.testing.assert_allclose(gram, want if rank > 1 else 0, atol=1e-4)
+    np.testing.assert_allclose(spread.T @ theta.mean(1), 0, atol=1e-4)
+    margins = mean_differences(prefs) @ np.asarray(coordinates) @ theta.mean(1)
+    assert margins.sum() > 0
+
+
+def test_whitened_differences_have_unit_norm_and_columns_equal_variance(prefs):
+    matrix = np.asarray(whitening.whiten(prefs, jnp.float32), np.float64)
+    x = np.asarray(prefs.features, np.float64) @ matrix
+    z = x[prefs.chosen] - x[prefs.rejected]
+    assert np.sqrt((z**2).sum(1).mean()) == pytest.approx(1, rel=1e-4)
+    covariance = np.cov(x.T)
+    np.testing.assert_allclose(
+        covariance, np.eye(8) * covariance[0, 0], atol=1e-5 * covariance[0, 0] * 100
+    )
+
+
+def test_the_config_says_which_start(prefs):
+    keys = KEY, jax.random.key(1)
+    theta = []
+    for kind in ("random", "svd"):
+        config = lore.TrainConfig(start=kind)
+        trainer = search.Trainer(prefs, keys, config, None, Run())
+        coordinates, atoms = trainer.whitening, jnp.eye(2)
+        problem = marginal.make_problem(prefs, atoms, jnp.ones(2) / 2, coordinates)
+        theta.append(trainer.start(prefs, problem).theta)
+        want = starts.make_start(keys[1], kind, prefs, coordinates, 2)
+        np.testing.assert_array_equal(theta[-1], want)
+    assert not np.allclose(*theta)
