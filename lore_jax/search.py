@@ -130,7 +130,8 @@ def fit_marginal(
     curve = np.zeros(0, np.float32)
     if validation.training.num_pairs and validation.heldout.num_pairs:
         best = _search(train, validation, ranks, config, run)
-        results = [train.result(*x, best) for x in zip(*run.best, strict=True)]
+        thetas, log_weights = run.best
+        results = [train.result(*x, best) for x in zip(thetas, log_weights)]
         curve = np.array(validation.curve(*zip(*results, strict=True)), np.float32)
         basis, prior = results[-1]
         chosen, more = choose_concentration(

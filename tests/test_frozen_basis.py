@@ -7,7 +7,8 @@ import pytest
 import lore_jax as lore
 
 KEY = jax.random.key(0)
-U, K, P = 120, 3, 60
+CONFIG = lore.TrainConfig(concentrations=(3.0, 30.0), spreads=(0.1,))
+U, K, P = 120, 3, 40
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def scored():
 
 @pytest.fixture(scope="module")
 def frozen(scored):
-    return lore.fit(scored[0], rank=K, key=KEY, basis=np.eye(K))
+    return lore.fit(scored[0], rank=K, key=KEY, basis=np.eye(K), config=CONFIG)
 
 
 def test_the_basis_comes_back_as_it_was(frozen):
@@ -72,7 +73,7 @@ def test_a_frozen_basis_from_a_source_and_from_a_file(scored, frozen, tmp_path):
     prefs = scored[0]
     source = lore.data.ArraySource(np.asarray(prefs.features), 32)
     prefs = prefs.replace(features=source)
-    got = lore.fit(prefs, rank=K, key=KEY, basis=np.eye(K))
+    got = lore.fit(prefs, rank=K, key=KEY, basis=np.eye(K), config=CONFIG)
     np.testing.assert_allclose(got.weights, frozen.weights, atol=1e-5)
     lore.save(tmp_path / "frozen", frozen)
     again = lore.load(tmp_path / "frozen")

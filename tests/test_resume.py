@@ -12,16 +12,19 @@ import lore_jax as lore
 from lore_jax import checkpoint
 
 KEY = jax.random.key(0)
+ONE = dict(concentrations=(3.0,), spreads=(0.1,))
 RECIPES = {
     "default": lore.TrainConfig(
-        num_steps=5,
-        ridges=(0.2, 0.05),
-        temperings=(0.4, 0.0),
-        concentrations=(3.0,),
-        ranks=(1, 2),
+        num_steps=4, ridges=(0.2, 0.05), temperings=(0.4, 0.0), ranks=(1, 2), **ONE
     ),
-    "joint": lore.TrainConfig.reference_joint(5, temperature=5.0),
-    "alternating": lore.TrainConfig.reference_alternating(5, temperature=5.0),
+    "joint": dataclasses.replace(
+        lore.TrainConfig.reference_joint(5, temperature=5.0), temperings=(0.4,), **ONE
+    ),
+    "alternating": dataclasses.replace(
+        lore.TrainConfig.reference_alternating(4, temperature=5.0),
+        temperings=(0.4,),
+        **ONE,
+    ),
 }
 
 
@@ -88,8 +91,7 @@ def test_interrupted_anywhere_it_ends_the_same(
 
     through = Recorder(path)
     want = fit(through)
-    steps = {2, 4, 5} | ({1, 3} if name == "default" else set())
-    assert {steps for _, steps in through.calls} <= steps
+    assert {n for _, n in through.calls} == {2, 4} | ({5} if name == "joint" else set())
     names = list(dict.fromkeys(name for name, _ in through.calls))
     total = len(through.calls)
     if name == "default":  # The search's candidates, then all pairs.

@@ -193,11 +193,11 @@ def test_selection_ignores_what_only_a_leak_could_use(monkeypatch):
     trained, compared = [], []
     original = selection.Validation.loss
 
-    def spy(self, basis, priors):
+    def spy(self, basis, priors, *shots):
         priors = list(priors)
         trained.append(self.training)
         compared.append(self.heldout)
-        return original(self, basis, priors)
+        return original(self, basis, priors, *shots)
 
     monkeypatch.setattr(selection.Validation, "loss", spy)
     parts = np.random.default_rng(0).normal(size=(8, 12, 4)).astype(np.float32)
@@ -376,6 +376,7 @@ def test_more_directions_than_the_truth_do_no_harm(planted, fitted):
 def test_another_key_reuses_the_compiled_steps(table, compilations):
     """Validation splits differ between keys, the shapes they are laid out in do not."""
     grids = dict(ridges=(0.2,), temperings=(0.4,), concentrations=(3.0,))
+    grids["spreads"] = (0.1,)
     config = dataclasses.replace(QUICK, **grids)
     lore.fit(table, rank=2, key=KEY, config=config)
     before = descent.run._cache_size()
