@@ -39,7 +39,7 @@ class TrainConfig:
     num_atoms: int = 64
     ridges: tuple[float, ...] = (0.2, 0.02, 0.05, 0.1, 0.4, 0.8)
     temperings: tuple[float, ...] = (0.4, 0.0, 0.2, 0.3, 0.5)
-    concentrations: tuple[float, ...] = (3.0, 10.0, 30.0, math.inf)
+    concentrations: tuple[float, ...] = (3.0, 1.0, 10.0, math.inf)
     spreads: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
     ranks: tuple[int, ...] = (1, 2, 5, 10)
     start: Literal["random", "svd"] = "random"

@@ -23,6 +23,7 @@ from lore_jax.prior import uniform_prior
 from lore_jax.reward import pair_rewards
 from lore_jax.types import Preferences, Prior
 
+SHOTS = (1, 3, 10, None)  # pairs that users of a validation show, None for all
 _BLOCKS = (8192, 512)  # pairs of one program
 
 
@@ -127,7 +128,7 @@ def spread_losses(
     prior: Prior,
     candidates: Sequence[float],
     *,
-    shots: tuple[int | None, ...] = (1, 3, 10, None),
+    shots: tuple[int | None, ...] = SHOTS,
     num_users: int = 1000,
 ) -> list[float]:
     """Macro log-loss of `predict_proba` on held-out pairs, one per candidate ρ.

@@ -14,10 +14,10 @@ import numpy as np
 
 from lore_jax.adapt import adapt
 from lore_jax.config import TrainConfig
-from lore_jax.data import hold_out
+from lore_jax.data import hold_out, take_shots
 from lore_jax.evaluate import log_loss, macro_mean
 from lore_jax.floor import chunk_arrays, chunks, on_floor, project_rows
-from lore_jax.predict import spread_losses
+from lore_jax.predict import SHOTS, spread_losses
 from lore_jax.prior import (
     learn_log_weights,
     likelihood_power,
@@ -38,10 +38,22 @@ class Validation(NamedTuple):
     training: Preferences
     heldout: Preferences
 
-    def loss(self, basis: jax.Array, priors: Iterable[Prior]) -> list[float]:
-        """Macro log-loss on held-out pairs, one per prior; the table is read once."""
+    def loss(
+        self,
+        basis: jax.Array,
+        priors: Iterable[Prior],
+        shots: tuple[int | None, ...] = (None,),
+    ) -> list[float]:
+        """Macro log-loss on held-out pairs, one per prior; the table is read once.
+
+        Users show `shots` of their pairs, None for all; several numbers count alike.
+        """
         proj = project_rows(self.training.features, basis)
-        return [self._loss(proj, prior) for prior in priors]
+        shown = [self._replace(training=take_shots(self.training, n)) for n in shots]
+        return [
+            float(np.mean([part._loss(proj, prior) for part in shown]))
+            for prior in priors
+        ]
 
     def curve(self, bases: Sequence[jax.Array], priors: Sequence[Prior]) -> list[float]:
         """`loss` of several bases with a prior each; the table is read once."""
@@ -107,7 +119,11 @@ def make_prior(atoms, log_weights, tempering, concentration, temperature) -> Pri
 def choose_concentration(
     validation: Validation, basis: jax.Array, prior: Prior, candidates: tuple
 ) -> tuple[Prior, list[dict]]:
-    """κ by grouped validation, everything else given: (prior, a row per κ)."""
+    """κ by grouped validation, everything else given: (prior, a row per κ).
+
+    Few and many pairs count alike (`SHOTS`): what is right for users with many pairs
+    may be wrong for new ones.
+    """
     if len(candidates) == 1 or prior.atoms.shape[1] == 1:
         return prior.replace(
             concentration=jnp.asarray(candidates[0], prior.atoms.dtype)
@@ -116,9 +132,10 @@ def choose_concentration(
         prior.replace(concentration=jnp.asarray(c, prior.atoms.dtype))
         for c in candidates
     ]
+    losses = validation.loss(basis, priors, SHOTS)
     rows = [
         {"concentration": c, "log_loss": loss, "chosen": False}
-        for c, loss in zip(candidates, validation.loss(basis, priors), strict=True)
+        for c, loss in zip(candidates, losses, strict=True)
     ]
     best = choose(rows)
     return priors[rows.index(best)], rows
