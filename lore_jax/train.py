@@ -10,6 +10,7 @@ import numpy as np
 from lore_jax import _checks, reference
 from lore_jax.adapt import adapt
 from lore_jax.config import TrainConfig
+from lore_jax.floor import visit_rows
 from lore_jax.progress import Run, fingerprint
 from lore_jax.results import Fitted, History, Progress
 from lore_jax.reward import init_params, mixture_weights
@@ -35,7 +36,7 @@ def fit(
 
     A table in memory is trained on by one compiled program a candidate. A
     `FeatureSource` takes the same steps with each block read twice a step, one block
-    in memory at a time.
+    in memory at a time; a block that is not finite is refused before the first step.
 
     Args:
       prefs: N pairs of U users.
@@ -89,6 +90,8 @@ def fit(
         return _anchor_alone(prefs, anchor, config)
     if not prefs.num_pairs:
         raise ValueError("prefs holds no pair to learn from")
+    if isinstance(prefs.features, FeatureSource):
+        visit_rows(prefs.features, _check_block)  # `from_pairs` checks only arrays.
     if basis is not None:
         return _fit_frozen(prefs, basis, rank, key, config)
     if config.method == "marginal":
@@ -123,6 +126,10 @@ def _check_rank(rank, config: TrainConfig, init, basis) -> None:
         raise ValueError(
             f"basis, which is kept as it is, and {other} exclude one another"
         )
+
+
+def _check_block(first: int, block: np.ndarray) -> None:
+    _checks.host_float_table(block, f"the block of features at row {first}")
 
 
 def _make_run(prefs, key, settings, on_progress, every, resume) -> Run:

@@ -84,10 +84,11 @@ def test_a_few_steps_from_a_memory_map_are_those_in_memory(table, name, tmp_path
     rows = [[r["log_loss"] for r in f.history.selection] for f in (here, there)]
     np.testing.assert_allclose(*rows, rtol=1e-4)
     # Two candidates and all pairs are trained on, or once by a published recipe. The
-    # coordinates (3), one validation each (1), curve, κ and ρ, weights: once each.
+    # coordinates (3), one validation each (1), curve, κ and ρ, weights: once each, and
+    # once to see that all is finite.
     iterations = 6 * (3 if name == "default" else 1)
     assert len(set(source.reads)) == 1
-    assert 0 <= source.reads[0] - 2 * iterations <= (10 if name == "default" else 3)
+    assert 0 <= source.reads[0] - 2 * iterations <= (11 if name == "default" else 4)
 
 
 def test_coordinates_are_those_in_memory(table, monkeypatch):
@@ -130,3 +131,13 @@ def test_a_source_that_yields_other_rows_than_it_says_is_refused(table):
         lore.fit(
             table.replace(features=source), rank=2, key=KEY, config=RECIPES["default"]
         )
+
+
+def test_a_block_that_is_not_finite_is_refused(table):
+    features = np.array(table.features)
+    features[40, 3] = np.nan
+    prefs = table.replace(features=lore.data.ArraySource(features, BLOCK))
+    place = "the block of features at row 32 must be finite; row 8, column 3 is nan"
+    for config in RECIPES.values():
+        with pytest.raises(ValueError, match=place):
+            fit(prefs, config)
