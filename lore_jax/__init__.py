@@ -32,6 +32,7 @@ from lore_jax.predict import posterior as posterior
 from lore_jax.predict import predict_proba as predict_proba
 from lore_jax.results import Adapted as Adapted
 from lore_jax.results import Fitted as Fitted
+from lore_jax.results import Progress as Progress
 from lore_jax.reward import init_params as init_params
 from lore_jax.reward import margins as margins
 from lore_jax.reward import mixture_weights as mixture_weights
