@@ -106,7 +106,7 @@ def expected_log_loss(truth, new, probability):
     return -(right * np.log(probability) + (1 - right) * np.log1p(-probability)).mean(1)
 
 
-def learned_prior(rng, alpha, rank, pairs, users):
+def learned_prior(rng, alpha, rank, pairs, users, **config):
     """The prior that `fit` would learn with V known, from other users."""
     import jax
 
@@ -119,7 +119,7 @@ def learned_prior(rng, alpha, rank, pairs, users):
         lore.Preferences.from_ragged(list(z.astype(np.float32))),
         key=jax.random.key(int(rng.integers(2**31))),
         temperature=1.0,
-        config=lore.TrainConfig(),
+        config=lore.TrainConfig(**config),
     )
     return prior
 
@@ -136,12 +136,12 @@ def drawn_prior(rng, alpha, rank, num_atoms=200, concentration=10.0):
     )
 
 
-def compare(alpha, rank, pairs, *, users=400, seed=0, **sampler):
+def compare(alpha, rank, pairs, *, users=400, seed=0, config=None, **sampler):
     """One row of the table: means and the paired difference in accuracy."""
     import lore_jax as lore
 
     rng = np.random.default_rng([seed, rank, pairs, round(10 * alpha)])
-    prior = learned_prior(rng, alpha, rank, pairs, users)
+    prior = learned_prior(rng, alpha, rank, pairs, users, **(config or {}))
     truth, z, new = population(rng, alpha, rank, pairs, users)
     prefs = lore.Preferences.from_ragged(list(z.astype(np.float32)))
     eye = np.eye(rank, dtype=np.float32)
