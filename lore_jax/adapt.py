@@ -16,6 +16,7 @@ from lore_jax import _checks
 from lore_jax.backend import for_each
 from lore_jax.config import AdaptConfig
 from lore_jax.floor import Chunk, chunk_arrays, chunks, project_rows
+from lore_jax.interior import UNROLL
 from lore_jax.losses import pair_loss
 from lore_jax.prior import (
     check_prior,
@@ -99,7 +100,11 @@ def adapt(
         for target, values in zip(out, solution, strict=True):
             target[chunk.users] = np.asarray(values)[: len(chunk.users)]
 
-    for_each(solve_chunk, chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)))
+    for_each(
+        solve_chunk,
+        chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)),
+        library=rank > UNROLL,
+    )
     weights, loss, gap, converged, num_steps = out
     return Adapted(
         weights=weights,

@@ -17,16 +17,24 @@ def sized(cpu: int, accelerator: int) -> int:
     return cpu if jax.default_backend() == "cpu" else accelerator
 
 
-def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
+def for_each(
+    function: Callable[[T], None], items: Iterable[T], *, library: bool = False
+) -> None:
     """Calls `function` on every item, in any order, on as many threads as cores.
 
     XLA runs the loops of a chunk on one core of a CPU. Threads do not inherit JAX's
     context managers: those that change numbers are entered again.
+
+    Args:
+      function: runs a compiled program and waits for it.
+      items: its arguments.
+      library: the program calls LAPACK. On a CPU as many of those at once as there are
+        cores were seen to wait for each other for ever, so they go one by one.
     """
     items = iter(items)
     first = list(itertools.islice(items, 2))
-    if len(first) < 2:
-        for item in first:
+    if len(first) < 2 or (library and jax.default_backend() == "cpu"):
+        for item in itertools.chain(first, items):
             function(item)
         return
     config: Any = jax.config
