@@ -207,8 +207,8 @@ def calibration(
     loss = -(
         y * np.log(np.maximum(p, floor)) + (1 - y) * np.log(np.maximum(1 - p, floor))
     )
-    first = p >= 0.5
-    confidence, hit = np.where(first, p, 1 - p), np.where(first, y, 1 - y)
+    confidence = np.maximum(p, 1 - p)
+    hit = np.where(p > 0.5, y, np.where(p < 0.5, 1 - y, 0.5))  # undecided: half right
     bins = np.minimum(((confidence - 0.5) * 2 * num_bins).astype(int), num_bins - 1)
     count = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -159,3 +159,8 @@ def test_four_way_scores_each_part_with_its_own_users():
         "unseen_training": [0.0, 0.0],
         "unseen_heldout": [0.0, 0.0],
     }
+
+
+def test_an_undecided_model_is_calibrated():
+    """Half of its choices would be right, whichever side is called first."""
+    assert evaluate.calibration(np.full(8, 0.5)).expected_error == 0.0
