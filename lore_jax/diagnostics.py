@@ -1,4 +1,4 @@
-"""What a fit learned, as numbers: rank in use, collapse, shares, convergence."""
+"""What a fit learned: rank in use, collapse, shares, convergence; and one plot."""
 
 from typing import Any
 
@@ -75,3 +75,38 @@ def report(fitted: Fitted) -> dict[str, Any]:
         "over_fitted": float(curve[-1] - curve.min()) if curve.size else np.nan,
         "selection": fitted.history.selection,
     }
+
+
+def plot(fitted: Fitted) -> Any:
+    """One figure of `report`: curves, directions in use, and their cosines.
+
+    Needs matplotlib (the extra `quickstart`).
+
+    Args:
+      fitted: what `fit` returned.
+
+    Returns:
+      A `matplotlib.figure.Figure`; `.savefig(path)` writes it.
+    """
+    from matplotlib.figure import Figure  # Optional, and slow to import.
+
+    found = report(fitted)
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    curves, shares, angles = figure.subplots(1, 3)
+    curves.plot(found["loss"], color="black", label="training")
+    curves.set(xlabel="step", ylabel="training loss of a user")
+    if found["validation"].size:
+        right = curves.twinx()
+        steps, losses = found["validation_steps"], found["validation"]
+        right.plot(steps, losses, "o--", color="#0072B2", label="validation")
+        right.set_ylabel("validation log-loss of a pair", color="#0072B2")
+    place = np.arange(len(found["directions"]))
+    shares.bar(place - 0.2, found["directions"], 0.4, color="black", label="weight")
+    shares.bar(place + 0.2, found["leading"], 0.4, color="0.7", label="leads for")
+    shares.set(xlabel="direction", ylabel="share of users", xticks=place)
+    shares.set_title(f"effective rank {found['effective_rank']:.2f}")
+    shares.legend()
+    image = angles.imshow(found["cosines"], vmin=-1, vmax=1, cmap="RdBu_r")
+    angles.set(title="cosines of directions", xticks=place, yticks=place)
+    figure.colorbar(image, ax=angles)
+    return figure

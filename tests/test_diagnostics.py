@@ -75,3 +75,20 @@ def test_the_validation_curve_shows_over_fitting():
     assert report["best_step"] == 8
     assert report["over_fitted"] == pytest.approx(0.03)
     assert report["last_slope"] == pytest.approx(0.25)
+
+
+def test_the_plot_shows_what_the_report_says():
+    pytest.importorskip("matplotlib", reason="needs the extra quickstart")
+    weights = np.repeat(np.eye(3)[:2], [6, 2], axis=0)
+    fit = fitted(np.eye(4, 3), weights, (3.0, 2.0, 1.5))
+    fit = fit.replace(
+        history=fit.history._replace(
+            validation=np.array([0.6, 0.5]), validation_steps=np.array([1, 3])
+        )
+    )
+    curves, shares, angles, right, *_ = lore.diagnostics.plot(fit).axes
+    np.testing.assert_allclose(curves.lines[0].get_ydata(), [3.0, 2.0, 1.5])
+    np.testing.assert_allclose(right.lines[0].get_xydata(), [[1, 0.6], [3, 0.5]])
+    heights = [bar.get_height() for bar in shares.patches]
+    np.testing.assert_allclose(heights, [0.75, 0.25, 0.0] * 2)
+    np.testing.assert_allclose(angles.images[0].get_array(), np.eye(3), atol=1e-6)
