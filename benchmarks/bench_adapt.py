@@ -14,17 +14,19 @@
 The kernels are `lore_jax.simplex` and `lore_jax.prior`, internals: there is no public
 step below `adapt`.
 
-Typical output (2 shared CPU cores, jax 0.10.2, one --quick run; few rounds on a busy
-machine, so trust ratios to about 20 %):
+Typical output (2 idle CPU cores, jax 0.10.2, one --quick run; ratios of two such runs
+differ by about 10 %):
 
-    raw default      U=2,000          26 ms   1.61 of one read
-    raw ml           U=2,000          26 ms   1.56 of one read
-    adapt default    U=100,000 K=5   296,000 users/s   20 times Adam
-    adapt ml         U=100,000 K=5   805,000 users/s   54 times Adam
-    adapt default    U=10,000 K=20    33,000 users/s   6.3 times Adam
-    adapt ml         U=10,000 K=20    15,000 users/s   2.9 times Adam
-    uneven default   U=5,000         1790 ms   25 times an even population
-    uneven ml        U=5,000          372 ms   23 times an even population
+    raw default      U=2,000          25 ms   1.43 of one read
+    raw ml           U=2,000          26 ms   1.49 of one read
+    adapt default    U=100,000 K=5   528,000 users/s   37 times Adam
+    adapt ml         U=100,000 K=5   968,000 users/s   67 times Adam
+    adapt default    U=10,000 K=20    71,000 users/s   6.7 times Adam
+    adapt ml         U=10,000 K=20    20,000 users/s   1.9 times Adam
+    uneven default   U=5,000          24 ms   1.25 times an even population
+    uneven ml        U=5,000          25 ms   2.41 times an even population
+
+Above rank 8 the solver calls LAPACK, and chunks go one by one (`lore_jax.backend`).
 """
 
 import argparse
