@@ -88,7 +88,8 @@ def plot(fitted: Fitted) -> Any:
     Returns:
       A `matplotlib.figure.Figure`; `.savefig(path)` writes it.
     """
-    from matplotlib.figure import Figure  # Optional, and slow to import.
+    # Optional, and slow to import.
+    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
     found = report(fitted)
     figure = Figure(figsize=(10, 3), layout="constrained")
