@@ -29,7 +29,6 @@ differ by about 10 %):
 Above rank 8 the solver calls LAPACK, and chunks go one by one (`lore_jax.backend`).
 """
 
-import argparse
 import functools
 import itertools
 
@@ -303,18 +302,5 @@ def cases(size: str, torch: bool = False):
         yield from eager_torch(4 if size == "tiny" else 20, 10, 4096, 5)
 
 
-def main(argv=None):
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--torch", action="store_true")
-    parser.add_argument("--compare", metavar="OLD_JSON")
-    args = parser.parse_args(argv)
-    size = "quick" if args.quick else "full"
-    rows = [measure.emit(row) for row in cases(size, args.torch)]
-    for row in measure.compare(rows, args.compare) if args.compare else ():
-        measure.emit(row)
-
-
 if __name__ == "__main__":
-    main()
+    measure.command_line(cases, __doc__)

@@ -21,7 +21,6 @@ The reads go by at 37 % of the copy bandwidth: on two cores the products are bou
 arithmetic, so a block that is still in cache saves next to nothing.
 """
 
-import argparse
 import functools
 
 import jax
@@ -271,18 +270,5 @@ def cases(size: str, torch: bool = False):
             yield from eager_torch(64, 64, 16, 3, 8)
 
 
-def main(argv=None):
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--torch", action="store_true")
-    parser.add_argument("--compare", metavar="OLD_JSON")
-    args = parser.parse_args(argv)
-    size = "quick" if args.quick else "full"
-    rows = [measure.emit(row) for row in cases(size, args.torch)]
-    for row in measure.compare(rows, args.compare) if args.compare else ():
-        measure.emit(row)
-
-
 if __name__ == "__main__":
-    main()
+    measure.command_line(cases, __doc__)

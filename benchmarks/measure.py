@@ -4,6 +4,7 @@ A busy machine slows everything alike, so the numbers to trust are ratios of med
 between calls that took turns. Compilation is timed apart, on the first call.
 """
 
+import argparse
 import contextlib
 import ctypes
 import gc
@@ -174,6 +175,18 @@ def emit(row: dict[str, Any]) -> dict[str, Any]:
     }
     print(json.dumps(row), flush=True)
     return row
+
+
+def command_line(cases: Callable[..., Any], doc: str, argv=None) -> None:
+    """Runs one benchmark: cases(size, torch) → rows, a JSON line each."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--compare", metavar="OLD_JSON")
+    args = parser.parse_args(argv)
+    rows = [emit(row) for row in cases("quick" if args.quick else "full", args.torch)]
+    for row in compare(rows, args.compare) if args.compare else ():
+        emit(row)
 
 
 def compare(rows: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 import lore_jax as lore
-from experiments.calibration import planted
-from experiments.few_shot import fits, parser, show
+from experiments.calibration import flags, problems
+from experiments.few_shot import show
 from experiments.intervals import bootstrap, paired
 
 METHODS = ("information", "margin", "random")
@@ -24,17 +24,11 @@ SHOWN = (1, 2, 3, 5, 10, 15, 20)
 
 def main() -> None:
     """Prints a table per rank and writes all numbers as JSON."""
-    flags = parser(__doc__, [2, 5])
-    flags.add_argument("--planted", type=float, metavar="ALPHA", help="Dirichlet users")
-    args = flags.parse_args()
+    args = flags(__doc__)
     results = {}
     for rank in args.ranks:
-        if args.planted is None:
-            source = fits(rank, args.splits, args.out)
-        else:
-            source = planted(rank, args.splits, args.planted)
         found: dict = {}
-        for seed, (split, fitted) in enumerate(source):
+        for seed, (split, fitted) in enumerate(problems(args, rank)):
             for method in METHODS:
                 curve = ask(split, fitted, method, max(SHOWN), seed)
                 for asked in SHOWN:

@@ -44,19 +44,27 @@ def planted(rank: int, splits: int, alpha: float):
         yield split, lore.fit(known, rank=rank, key=keys[1])
 
 
+def flags(doc: str | None):
+    """The command line of studies that run on votes or on planted users."""
+    made = parser(doc, [2, 5])
+    made.add_argument("--planted", type=float, metavar="ALPHA", help="Dirichlet users")
+    return made.parse_args()
+
+
+def problems(args, rank: int):
+    """Yields (split, fitted) of what the command line asks for."""
+    if args.planted is None:
+        return fits(rank, args.splits, args.out)
+    return planted(rank, args.splits, args.planted)
+
+
 def main() -> None:
     """Prints a table per rank and writes all numbers as JSON."""
-    flags = parser(__doc__, [2, 5])
-    flags.add_argument("--planted", type=float, metavar="ALPHA", help="Dirichlet users")
-    args = flags.parse_args()
+    args = flags(__doc__)
     results = {}
     for rank in args.ranks:
-        if args.planted is None:
-            source = fits(rank, args.splits, args.out)
-        else:
-            source = planted(rank, args.splits, args.planted)
         found: dict = {}
-        for seed, (split, fitted) in enumerate(source):
+        for seed, (split, fitted) in enumerate(problems(args, rank)):
             spread = float(fitted.prior.spread)
             print(f"K = {rank}, split {seed}: learned spread {spread:g}", flush=True)
             predict_all(split, fitted, seed, found)

@@ -78,3 +78,22 @@ def fitted(planted):
         user_ids=names,
     )
     return lore.fit(prefs, rank=2, key=jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def small_prior():
+    """20 atoms over 3 directions, refined and tempered, T = 2."""
+    rng = np.random.default_rng(0)
+    return lore.Prior(
+        atoms=rng.dirichlet(np.ones(3), 20).astype(np.float32),
+        log_weights=np.log(rng.dirichlet(np.ones(20))).astype(np.float32),
+        concentration=np.float32(5.0),
+        tempering=np.float32(0.2),
+        temperature=2.0,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_basis():
+    """float[6, 3], for `make_preferences`."""
+    return np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)

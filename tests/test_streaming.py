@@ -13,20 +13,13 @@ SUMS = ("table", "linear", "quadratic", "num_pairs")
 
 
 @pytest.fixture(scope="module")
-def prior():
-    rng = np.random.default_rng(0)
-    return lore.Prior(
-        atoms=rng.dirichlet(np.ones(RANK), 20).astype(np.float32),
-        log_weights=np.log(rng.dirichlet(np.ones(20))).astype(np.float32),
-        concentration=np.float32(5.0),
-        tempering=np.float32(0.2),
-        temperature=2.0,
-    )
+def prior(small_prior):
+    return small_prior
 
 
 @pytest.fixture(scope="module")
-def basis():
-    return np.random.default_rng(1).normal(size=(6, RANK)).astype(np.float32)
+def basis(small_basis):
+    return small_basis
 
 
 @pytest.fixture(scope="module")
