@@ -104,7 +104,7 @@ def main() -> None:
     }
     flat = {METHODS[name]: share(table[name]["unseen 0"]) for name in FLAT}
     title = f"bowling_green, unseen people, K = {args.rank}, {args.splits} split(s)\n"
-    title += "shaded: 95 % intervals over people and splits (not paired)"
+    title += "shaded: 95 % intervals (not paired)"  # Longer would run into the legend.
     shots_figure(figure, curves, flat=flat, title=title)
     print(f"\n{seconds:.0f} s; wrote {args.out / 'results.json'} and {figure}")
 
