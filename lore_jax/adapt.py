@@ -16,7 +16,6 @@ from lore_jax import _checks
 from lore_jax.backend import for_each
 from lore_jax.config import AdaptConfig
 from lore_jax.floor import Chunk, chunk_arrays, chunks, project_rows
-from lore_jax.interior import UNROLL
 from lore_jax.losses import pair_loss
 from lore_jax.prior import (
     check_prior,
@@ -86,8 +85,8 @@ def adapt(
         check_prior(prior, rank)
     temperature = _temperature(config, prior)
     dtype = jnp.promote_types(jnp.asarray(basis).dtype, jnp.float32)
+    proj = project_rows(prefs.features, basis)  # goes on while the next lines run
     solve = _solver(config, prior, rank, temperature, dtype, prefs.weight is None)
-    proj = project_rows(prefs.features, basis)
     if config.method == "reference" and init is None:
         key = jax.random.key(config.seed)
         init = jax.random.normal(key, (prefs.num_users, rank), dtype)
@@ -100,11 +99,7 @@ def adapt(
         for target, values in zip(out, solution, strict=True):
             target[chunk.users] = np.asarray(values)[: len(chunk.users)]
 
-    for_each(
-        solve_chunk,
-        chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)),
-        library=rank > UNROLL,
-    )
+    for_each(solve_chunk, chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)))
     weights, loss, gap, converged, num_steps = out
     return Adapted(
         weights=weights,

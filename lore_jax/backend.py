@@ -1,8 +1,8 @@
 """What depends on the backend: sizes of chunks, and a thread for every core."""
 
-import collections
 import itertools
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 
 T = TypeVar("T")
+_END = object()
 
 
 def sized(cpu: int, accelerator: int) -> int:
@@ -17,9 +18,7 @@ def sized(cpu: int, accelerator: int) -> int:
     return cpu if jax.default_backend() == "cpu" else accelerator
 
 
-def for_each(
-    function: Callable[[T], None], items: Iterable[T], *, library: bool = False
-) -> None:
+def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
     """Calls `function` on every item, in any order, on as many threads as cores.
 
     XLA runs the loops of a chunk on one core of a CPU. Threads do not inherit JAX's
@@ -27,29 +26,38 @@ def for_each(
 
     Args:
       function: runs a compiled program and waits for it.
-      items: its arguments.
-      library: the program calls LAPACK. On a CPU as many of those at once as there are
-        cores were seen to wait for each other for ever, so they go one by one.
+      items: its arguments; no more are asked for than are being worked on.
+
+    Raises:
+      Exception: the first that `function` raised; items not yet begun are left.
     """
     items = iter(items)
     first = list(itertools.islice(items, 2))
-    if len(first) < 2 or (library and jax.default_backend() == "cpu"):
-        for item in itertools.chain(first, items):
+    if len(first) < 2:
+        for item in first:
             function(item)
         return
+    waiting = itertools.chain(first, items)
+    turn, failed = threading.Lock(), threading.Event()
     config: Any = jax.config
     double, device = config.jax_enable_x64, config.jax_default_device
 
-    def call(item):
+    def work():
         with jax.enable_x64(double), jax.default_device(device):
-            function(item)
+            while not failed.is_set():
+                with turn:
+                    item = next(waiting, _END)
+                if item is _END:
+                    return
+                try:
+                    function(item)  # pyright: ignore[reportArgumentType]
+                except BaseException:
+                    failed.set()
+                    raise
 
-    cores = multiprocessing.cpu_count()
-    waiting = collections.deque()
-    with ThreadPoolExecutor(cores) as pool:
-        for item in itertools.chain(first, items):
-            waiting.append(pool.submit(call, item))
-            if len(waiting) > 2 * cores:
-                waiting.popleft().result()
-        for future in waiting:
+    others = multiprocessing.cpu_count() - 1
+    with ThreadPoolExecutor(max(1, others)) as pool:
+        futures = [pool.submit(work) for _ in range(others)]
+        work()
+        for future in futures:
             future.result()

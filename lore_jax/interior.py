@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-UNROLL = 8  # largest system whose Cholesky is unrolled
+UNROLL = 8, 10  # largest system, of directions or of pairs, whose Cholesky is unrolled
+WRITTEN = 24  # most terms of a sum that are written out
 FAST_STEPS = 12  # easy users need 4-8; the rest are handed to the careful solver
 CAREFUL_STEPS = 60  # the hardest problems known need 31
 
@@ -26,18 +27,37 @@ class Problem(NamedTuple):
     barrier: jax.Array | None  # float[K, U]
 
 
+def fold(reduce, x):
+    """``reduce`` jnp.add, maximum or minimum over axis 0; few terms are written out.
+
+    XLA vectorises what is written out over users, and its own reductions hardly.
+    """
+    if len(x) > WRITTEN:
+        return reduce.reduce(x, 0)
+    return functools.reduce(reduce, [x[k] for k in range(len(x))])
+
+
 def margins(z, p):
     """Σ_k z[n, k] p[k]: float[P, U]."""
-    if z.shape[1] > 24:
+    if z.shape[1] > WRITTEN:
         return jnp.sum(z * p[None], 1)
     return functools.reduce(jnp.add, [z[:, k] * p[k] for k in range(z.shape[1])])
 
 
 def back_project(z, r):
-    """Σ_n r[n] z[n]: float[K, U]; a sum of few terms is faster written out."""
-    if z.shape[0] > 24:
-        return jnp.sum(z * (r[:, None] if z.ndim == 3 else r), 0)
-    return functools.reduce(jnp.add, [z[n] * r[n] for n in range(z.shape[0])])
+    """Σ_n r[n] z[n]: float[K, U]."""
+    return fold(jnp.add, z * (r[:, None] if z.ndim == 3 else r))
+
+
+def hessian(z, c):
+    """Rows k of Σ_n c[n] z[n] z[n]ᵀ from column k on, float[K−k, U], or all of them."""
+    pairs, num = z.shape[:2]
+    if pairs > WRITTEN:
+        whole = jnp.einsum("pu,pku,plu->klu", c, z, z, precision=lax.Precision.HIGHEST)
+        return whole if num > UNROLL[0] else [row[k:] for k, row in enumerate(whole)]
+    if num > UNROLL[0]:
+        return lax.map(lambda k: back_project(z, c * z[:, k]), jnp.arange(num))
+    return [back_project(z[:, k:], c * z[:, k]) for k in range(num)]
 
 
 def gradient(problem, q):
@@ -49,14 +69,14 @@ def gradient(problem, q):
 def duality_gap(problem, p, g):
     """Duality gap float[U] at p with gradient g; exact for any rounding of p."""
     if problem.barrier is None:
-        return jnp.sum(p * (g - jnp.min(g, 0)), 0)
+        return fold(jnp.add, p * (g - fold(jnp.minimum, g)))
     b = problem.barrier
-    bound = jnp.minimum(jnp.sum(p * g - b, 0), jnp.min(g - b, 0))
+    bound = jnp.minimum(fold(jnp.add, p * g - b), fold(jnp.minimum, g - b))
     x = p * (g - bound)
     ratio = x / jnp.where(b > 0, b, 1) - 1
     floor = jnp.finfo(p.dtype).eps - 1
-    return jnp.sum(
-        jnp.where(b > 0, b * (ratio - jnp.log1p(jnp.maximum(ratio, floor))), x), 0
+    return fold(
+        jnp.add, jnp.where(b > 0, b * (ratio - jnp.log1p(jnp.maximum(ratio, floor))), x)
     )
 
 
@@ -90,8 +110,15 @@ def _cholesky(rows, floor):
 
 
 def dense_solver(matrix):
-    """Factor matrix float[K, K, U] with LAPACK, user by user; returns a solve."""
-    factor = lax.linalg.cholesky(jnp.moveaxis(matrix, -1, 0), symmetrize_input=False)
+    """Factor matrix float[K, K, U] with LAPACK, user by user; returns a solve.
+
+    On a CPU, batches of `cholesky` that run on as many threads as there are cores wait
+    for each other for ever (jaxlib 0.10.2); single systems do not, nor are they slower.
+    """
+    one = functools.partial(lax.linalg.cholesky, symmetrize_input=False)
+    matrix = jnp.moveaxis(matrix, -1, 0)
+    each = functools.partial(lax.map, one)
+    factor = lax.platform_dependent(matrix, cpu=each, default=one)
 
     def solve(rhs):
         x = rhs.T[:, :, None]
@@ -121,34 +148,31 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
     if thin and pairs < num:
         root = jnp.sqrt(curvature)[:, None] * z
         inside = 1 / diagonal
-        if pairs <= UNROLL:
-            rows = [
-                margins(root[n:], inside * root[n]).at[0].add(1) for n in range(pairs)
-            ]
+        gram = lax.map(lambda g: margins(root, inside * g), root)
+        if pairs <= UNROLL[1]:
+            rows = [row[n:].at[0].add(1) for n, row in enumerate(gram)]
             core = _cholesky(rows, [jnp.ones_like(rows[0][0])] * pairs)
         else:
-            gram = lax.map(lambda g: margins(root, inside * g), root)
             core = dense_solver(gram + jnp.eye(pairs, dtype=z.dtype)[:, :, None])
 
         def solve(rhs):
             x = inside * rhs
-            return x - inside * back_project(root, core(margins(root, x)))
+            # Without the barriers XLA solves once for every direction that reads it.
+            duals = core(lax.optimization_barrier(margins(root, x)))
+            return x - inside * back_project(root, lax.optimization_barrier(duals))
 
     else:
         # ρ·11ᵀ changes nothing where Σ dp = 0, but without it the projection below
         # cancels catastrophically in float32 when H is nearly singular.
         rho = jnp.max(back_project(z * z, curvature), 0)
-        if num <= UNROLL:
-            rows = [back_project(z[:, k:], curvature * z[:, k]) for k in range(num)]
+        rows = hessian(z, curvature)
+        if num <= UNROLL[0]:
             rows = [(r + rho).at[0].add(diagonal[k]) for k, r in enumerate(rows)]
             tiny = jnp.finfo(z.dtype).eps
             solve = _cholesky(rows, [tiny * (rho + d) for d in diagonal])
         else:
-            hessian = lax.map(
-                lambda k: back_project(z, curvature * z[:, k]), jnp.arange(num)
-            )
             eye = jnp.eye(num, dtype=z.dtype)[:, :, None]
-            matrix = hessian + rho + eye * diagonal
+            matrix = rows + rho + eye * diagonal
             # LAPACK stops at a pivot whose sign rounding has spoiled.
             ridge = num * jnp.finfo(z.dtype).eps
             solve = dense_solver(matrix * (1 + ridge * eye))
@@ -165,11 +189,14 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
 
 def _room(x, dx):
     """Largest step float[U] that keeps x + step·dx ≥ 0."""
-    return 1 / jnp.maximum(jnp.max(-dx / x, 0), 1e-20)
+    return 1 / jnp.maximum(fold(jnp.maximum, -dx / x), 1e-20)
 
 
-def fast(problem, p, tol, twice, active, num_steps):
-    """Primal-dual predictor-corrector Newton in p and its slacks s = ∇f + ν ≥ 0."""
+def fast(problem, p, tol, twice, active, num_steps, patience):
+    """Primal-dual predictor-corrector Newton in p and its slacks s = ∇f + ν ≥ 0.
+
+    Stops when no more than ``patience`` int32[] users are still active.
+    """
     z, w = problem.z, problem.weight
     b = jnp.zeros_like(p) if problem.barrier is None else problem.barrier
 
@@ -211,8 +238,10 @@ def fast(problem, p, tol, twice, active, num_steps):
 
     passed = (gap <= tol) & ~twice
     state = (0, p, s, q, g, gap, active & ~passed, num_steps)
-    state = lax.while_loop(lambda c: (c[0] < FAST_STEPS) & jnp.any(c[6]), step, state)
-    return state[1], state[2], state[5], state[7]
+    state = lax.while_loop(
+        lambda c: (c[0] < FAST_STEPS) & (jnp.sum(c[6]) > patience), step, state
+    )
+    return state[1], state[2], state[5], state[7], state[6]
 
 
 def careful(problem, radius, p, tol, twice, active, num_steps):

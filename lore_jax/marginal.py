@@ -18,17 +18,19 @@ from flax import struct
 from jax import lax
 
 from lore_jax import descent
-from lore_jax.backend import sized
-from lore_jax.prior import atom_likelihood, likelihood_power
+from lore_jax.prior import (
+    chunk_users,
+    expected_slopes,
+    group_size,
+    likelihood_power,
+    likelihood_table,
+    users_last,
+)
 from lore_jax.results import Metrics
 from lore_jax.types import FeatureSource, Preferences
 from lore_jax.whitening import basis_of, slope_of
 from lore_jax.whitening import whiten as whiten
 
-_EXACT = lax.Precision.HIGHEST
-# Users × pairs × atoms of a chunk: what a core's cache holds, or an accelerator's
-# cores work on at once.
-_CHUNK_CELLS = 1 << 15, 1 << 21
 _WARM_UP = 0.05
 
 
@@ -148,13 +150,13 @@ def make_buckets(
 ) -> tuple[tuple[Bucket, ...], tuple[jax.Array, ...]]:
     """Pads users to 3, 5, 10, 20, 40, … pairs; chunks hold what a cache does."""
     counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
-    exact, cells = np.array_equal(room, counts), sized(*_CHUNK_CELLS)
+    exact = np.array_equal(room, counts)
     buckets, num_chunks, low, high = [], [], 0, 3
     while low < room.max(initial=0):
         users = np.flatnonzero((counts > low) & (counts <= high))
         most = users.size if exact else (room > low).sum()
         if most:
-            size = max(1, min(cells // (high * num_atoms), most))
+            size = min(chunk_users(num_atoms), most)
             place = np.arange(high)
             real = np.zeros((-(-most // size) * size, high), bool)
             real[: users.size] = place < counts[users][:, None]
@@ -296,15 +298,19 @@ def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
     z = proj[bucket.chosen]
     if bucket.rejected is not None:
         z = z - proj[bucket.rejected]
-    log_likelihood, slope = atom_likelihood(
-        z, bucket.weight, bucket.label, atoms, unit_weights=unit_weights
-    )
-    total = jnp.sum(bucket.weight, axis=1)
-    power = likelihood_power(total, tempering)[:, None]
-    joint = power * log_likelihood + log_weights[None]
-    marginal = jax.nn.logsumexp(joint, axis=1)
-    real = total[:, None] > 0
-    posterior = jnp.where(real, jnp.exp(joint - marginal[:, None]), 0)
-    mixed = bucket.weight[..., None] * slope * (power * posterior)[:, None]
-    dz = jnp.einsum("bpa,ak->bpk", mixed, atoms, precision=_EXACT)
-    return jnp.sum(marginal * real[:, 0]), jnp.sum(posterior, axis=0), dz
+    group = group_size(z.shape[1], unit_weights)
+    arrays = z, bucket.weight, bucket.label
+    z, weight, label = jax.tree.map(functools.partial(users_last, group), arrays)
+    table = likelihood_table(atoms, unit_weights, z, weight, label)
+    total = jnp.sum(weight, axis=(0, 1))
+    power = likelihood_power(total, tempering)[None]
+    joint = power * table + log_weights[:, None]
+    top = jnp.max(joint, axis=0)
+    posterior = jnp.exp(joint - top[None])
+    mass = jnp.sum(posterior, axis=0)
+    real = total > 0
+    posterior = posterior * jnp.where(real, 1 / mass, 0)[None]
+    slopes = expected_slopes(atoms, power * posterior, z, label) * weight[:, :, None]
+    dz = jnp.moveaxis(slopes, -1, 0).reshape(len(total), -1, atoms.shape[1])
+    dz = dz[:, : bucket.weight.shape[1]]
+    return jnp.sum((top + jnp.log(mass)) * real), jnp.sum(posterior, axis=1), dz

@@ -17,7 +17,8 @@ from lore_jax.backend import sized
 from lore_jax.types import Prior, mixture_mean
 
 _EXACT = lax.Precision.HIGHEST
-_CHUNK_CELLS = 1 << 18, 1 << 25  # users × pairs × atoms: what a core's cache holds
+_CHUNK_CELLS = 1 << 15, 1 << 22  # users × atoms
+_WRITTEN = 12  # directions up to which margins are written out, not multiplied
 _GROUP = 10  # pairs under one logarithm: Σ log(1 + e) = log Π (1 + e) ≤ 10 log 2
 
 
@@ -69,45 +70,6 @@ def check_prior(prior: Prior, rank: int) -> None:
     _checks.check_positive(prior.temperature, "prior.temperature")
 
 
-def atom_likelihood(
-    z: jax.Array,
-    weight: jax.Array,
-    label: jax.Array | None,
-    atoms: jax.Array,
-    *,
-    unit_weights: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Log-likelihood of users under every atom, and its slope in the margins.
-
-    Args:
-      z: float[B, P, K] at T = 1.
-      weight: float[B, P], 0 for padding.
-      label: float[B, P] or None.
-      atoms: float[A, K].
-      unit_weights: weights are 0 or 1, so that one logarithm serves all pairs of a
-        group of pairs: Σ log(1 + e) = log Π (1 + e), which overflows only beyond 120.
-
-    Returns:
-      (float[B, A], float[B, P, A]); the slope is not yet weighted.
-    """
-    m = jnp.einsum("bpk,ak->bpa", z, atoms, precision=_EXACT)
-    weight = weight[..., None]
-    e = jnp.exp(-jnp.abs(m))
-    if label is None:
-        linear = jnp.minimum(m, 0)
-        slope = jnp.where(m > 0, e, 1) / (1 + e)
-    else:
-        linear = label[..., None] * m - jnp.maximum(m, 0)
-        slope = label[..., None] - jnp.where(m > 0, 1, e) / (1 + e)
-    linear = jnp.sum(weight * linear, axis=1)
-    length = z.shape[1]
-    group = length if length <= 100 else 80
-    if unit_weights and length % group == 0:
-        e = (1 + weight * e).reshape(len(z), -1, group, len(atoms))
-        return linear - jnp.sum(jnp.log(jnp.prod(e, axis=2)), axis=1), slope
-    return linear - jnp.sum(weight * jnp.log1p(e), axis=1), slope
-
-
 def log_likelihoods(
     z: jax.Array,
     weight: jax.Array,
@@ -116,53 +78,130 @@ def log_likelihoods(
     *,
     unit_weights: bool = False,
 ) -> jax.Array:
-    """`atom_likelihood` without the slope, a chunk of users at a time: float[U, A]."""
-    table = functools.partial(_table, atoms, unit_weights)
-    return _in_chunks(table, len(atoms), z, weight, label)
+    """Log-likelihood of users under every atom, a chunk of users at a time.
 
+    Args:
+      z: float[U, P, K] at T = 1.
+      weight: float[U, P], 0 for padding.
+      label: float[U, P] or None.
+      atoms: float[A, K].
+      unit_weights: weights are 0 or 1, so that one logarithm serves a group of pairs:
+        Σ log(1 + e) = log Π (1 + e).
 
-def _table(atoms, unit_weights, z, weight, label):
-    """Log-likelihood of a few users under every atom: float[B, A].
-
-    log P(y) = log σ(m) − (1 − y) m. Padding becomes pairs with margin 0, log 2 each,
-    because XLA vectorises the logarithms only without a weight to broadcast.
+    Returns:
+      float[U, A].
     """
-    users, length, rank = z.shape
-    shared = functools.partial(jnp.matmul, precision=_EXACT)
-    linear = 0
-    if label is not None:
-        linear = shared(jnp.einsum("bp,bpk->bk", weight * (1 - label), z), atoms.T)
+    table = functools.partial(likelihood_table, atoms, unit_weights)
+    return _in_chunks(table, len(atoms), unit_weights, z, weight, label)
+
+
+def group_size(num_pairs: int, unit_weights: bool) -> int:
+    """How many of P pairs `likelihood_table` takes at once."""
     if not unit_weights:
-        m = shared(z.reshape(-1, rank), atoms.T).reshape(users, length, -1)
-        each = jnp.minimum(m, 0) - jnp.log1p(jnp.exp(-jnp.abs(m)))
-        return jnp.einsum("bp,bpa->ba", weight, each, precision=_EXACT) - linear
-    group = min(length, _GROUP)
-    extra = -length % group
-    z = jnp.pad(z * weight[..., None], ((0, 0), (0, extra), (0, 0)))
-    z = z.reshape(-1, group, rank)
-    low, product = 0, 1
-    for i in range(group):
-        m = shared(z[:, i], atoms.T)
-        low = low + jnp.minimum(m, 0)
-        product = product * (1 + jnp.exp(-jnp.abs(m)))
-    total = (low - jnp.log(product)).reshape(users, -1, len(atoms)).sum(1)
-    padding = length + extra - jnp.sum(weight, axis=1, keepdims=True)
-    return total + math.log(2) * padding - linear
+        return 1
+    return num_pairs if num_pairs < 6 else min(_GROUP, max(5, -(-num_pairs // 2)))
 
 
-def _in_chunks(function, num_atoms, z, weight, label):
-    """`function` of (z, weight, label), applied to chunks of users: float[U, …]."""
-    cells = max(1, sized(*_CHUNK_CELLS) // (z.shape[1] * num_atoms))
-    size = min(1 << (cells.bit_length() - 1), len(z))
-    whole = len(z) // size * size
-    head, tail = (
-        jax.tree.map(lambda x, cut=cut: x[cut], (z, weight, label))
-        for cut in (slice(whole), slice(whole, None))
-    )
-    head = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), head)
-    out = lax.map(lambda arrays: function(*arrays), head)
+def chunk_users(num_atoms: int) -> int:
+    """Users whose tables fill a core's cache, or the cores of an accelerator."""
+    return 1 << max(1, sized(*_CHUNK_CELLS) // num_atoms).bit_length() - 1
+
+
+def users_last(group: int, x: jax.Array) -> jax.Array:
+    """float[B, P, …] as groups of g pairs with users minor-most, float[G, g, …, B]."""
+    pad = ((0, 0), (0, -x.shape[1] % group)) + ((0, 0),) * (x.ndim - 2)
+    x = jnp.pad(x, pad).reshape(len(x), -1, group, *x.shape[2:])
+    return jnp.moveaxis(x, 0, -1)
+
+
+def likelihood_table(atoms, unit_weights, z, weight, label):
+    """Log-likelihood of a chunk of users under every atom: float[A, B].
+
+    log P(y) = log σ(m) − (1 − y) m, for z float[G, g, K, B] and the others float[G, g,
+    B] from `users_last`. The loop over groups also keeps XLA from working out the
+    logarithms once for every reader of the table. Padding becomes pairs with margin 0,
+    log 2 each, because it vectorises logarithms only without a weight to broadcast.
+    """
+    rank = atoms.shape[1]
+    written = unit_weights and len(z) > 1 and rank <= _WRITTEN
+    shared = functools.partial(jnp.matmul, atoms, precision=_EXACT)
+
+    def margins(z, i):
+        if not written:
+            return shared(z[i])
+        # With z[i][k] for z[i, k] XLA's loop is five times slower.
+        parts = (atoms[:, k, None] * z[i, k][None] for k in range(rank))
+        return functools.reduce(jnp.add, parts)
+
+    def add(total, pairs):
+        z, weight = pairs
+        low, product = 0, 1
+        for i in range(len(z)):
+            m = margins(z, i)
+            e = jnp.exp(-jnp.abs(m))
+            if unit_weights:
+                low, product = low + jnp.minimum(m, 0), product * (1 + e)
+            else:
+                low = low + weight[i][None] * (jnp.minimum(m, 0) - jnp.log1p(e))
+        return total + (low - jnp.log(product) if unit_weights else low), None
+
+    # Varies over a mesh like z does, so that shard_map accepts the loop.
+    start = jnp.where(False, z[0, 0, 0], 0)
+    if unit_weights:
+        padding = weight.shape[0] * weight.shape[1] - jnp.sum(weight, axis=(0, 1))
+        start = start + math.log(2) * padding
+    start = jnp.broadcast_to(start, (len(atoms), z.shape[-1]))
+    if label is not None:
+        start = start - shared(jnp.sum((weight * (1 - label))[:, :, None] * z, (0, 1)))
+    if unit_weights:
+        z = z * weight[:, :, None]
+    return lax.scan(add, start, (z, weight))[0]
+
+
+def expected_slopes(atoms, share, z, label):
+    """Σ_a share[a] (y − σ(z · a)) a of every pair: float[G, g, K, B].
+
+    Args:
+      atoms: float[A, K].
+      share: float[A, B], of every user's atoms.
+      z: float[G, g, K, B].
+      label: y, float[G, g, B]; None is 1.
+    """
+    shared = functools.partial(jnp.matmul, precision=_EXACT)
+
+    def add(_, pairs):
+        z, label = pairs
+        out = []
+        for i in range(len(z)):
+            m = shared(atoms, z[i])
+            e = jnp.exp(-jnp.abs(m))
+            slope = jnp.where(m > 0, e, 1) / (1 + e)
+            if label is not None:
+                slope = slope - (1 - label[i])[None]
+            out.append(shared(atoms.T, slope * share))
+        return None, jnp.stack(out)
+
+    return lax.scan(add, None, (z, label))[1]
+
+
+def _in_chunks(function, num_atoms, unit_weights, z, weight, label):
+    """`function` of (z, weight, label) from `users_last`, float[…, B]: float[U, …]."""
+    users, length = weight.shape
+    lay_out = functools.partial(users_last, group_size(length, unit_weights))
+    size = min(chunk_users(num_atoms), users)
+    whole = users // size * size
+    arrays = z, weight, label
+
+    def run(arrays):
+        return jnp.moveaxis(function(*arrays), -1, 0)
+
+    head = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), arrays)
+    out = lax.map(run, jax.tree.map(jax.vmap(lay_out), head))
     out = out.reshape(whole, *out.shape[2:])
-    return out if whole == len(z) else jnp.concatenate([out, function(*tail)])
+    if whole == users:
+        return out
+    tail = jax.tree.map(lambda x: lay_out(x[whole:]), arrays)
+    return jnp.concatenate([out, run(tail)])
 
 
 def likelihood_power(num_pairs: jax.Array, tempering: jax.Array) -> jax.Array:
@@ -181,12 +220,12 @@ def posterior_mean(
     """p̄ = Σ_a posterior_a · atom_a, float[U, K]; the arguments as above."""
 
     def users(z, weight, label):
-        table = _table(prior.atoms, unit_weights, z, weight, label)
-        power = likelihood_power(jnp.sum(weight, axis=1), prior.tempering)
-        joint = power[:, None] * table + prior.log_weights[None]
-        return mixture_mean(jax.nn.softmax(joint, axis=-1), prior.atoms)
+        table = likelihood_table(prior.atoms, unit_weights, z, weight, label)
+        power = likelihood_power(jnp.sum(weight, axis=(0, 1)), prior.tempering)
+        joint = power[None] * table + prior.log_weights[:, None]
+        return mixture_mean(jax.nn.softmax(joint, axis=0).T, prior.atoms).T
 
-    return _in_chunks(users, len(prior.atoms), z, weight, label)
+    return _in_chunks(users, len(prior.atoms), unit_weights, z, weight, label)
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")

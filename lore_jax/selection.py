@@ -4,6 +4,7 @@ Pairs of one user share responses: whatever is chosen here is chosen on judgemen
 that were held out whole (`data.hold_out`), never on random pairs.
 """
 
+import functools
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -215,12 +216,20 @@ def _tempered_table(prefs, atoms, temperature, tempering) -> jax.Array:
     counts = np.asarray(prefs.counts)
     for chunk in chunks(counts, np.asarray(prefs.offsets)):
         z, weight, label = chunk_arrays(prefs.features, prefs, chunk)
-        part = _tempered(z / temperature, weight, label, atoms, tempering)
+        part = _tempered(
+            z / temperature,
+            weight,
+            label,
+            atoms,
+            tempering,
+            unit_weights=prefs.weight is None,
+        )
         parts.append(part[: len(chunk.users)][counts[chunk.users] > 0])
     return jnp.concatenate(parts)
 
 
-@jax.jit
-def _tempered(z, weight, label, atoms, tempering):
+@functools.partial(jax.jit, static_argnames="unit_weights")
+def _tempered(z, weight, label, atoms, tempering, *, unit_weights):
     power = likelihood_power(jnp.sum(weight, axis=1), tempering)
-    return power[:, None] * log_likelihoods(z, weight, label, atoms)
+    table = log_likelihoods(z, weight, label, atoms, unit_weights=unit_weights)
+    return power[:, None] * table

@@ -36,7 +36,8 @@ from lore_jax import interior
 from lore_jax.backend import sized
 
 # Users per chunk: on a CPU temporaries stay in cache and below XLA's threading.
-CHUNK = 128, 1 << 16
+CHUNK = 128, 1 << 14
+STRAGGLERS = 16  # a chunk goes on until all but one in so many users are solved
 
 
 def _broadcasting(fun):
@@ -69,8 +70,11 @@ class Solution(NamedTuple):
     num_steps: jax.Array
 
 
-def _solve(z, weight, label, barrier, start):
-    """Solve users in the minor-most axis: z[P, K, U] → Solution of weights[K, U]."""
+def _solve(z, weight, label, barrier, start, patience):
+    """Solve users in the minor-most axis: z[P, K, U] → Solution of weights[K, U].
+
+    Also returns bool[U], users left unsolved, of whom there may be ``patience`` int[].
+    """
     num, dtype = z.shape[1], z.dtype
     eps = jnp.finfo(dtype).eps
     total = jnp.sum(weight, 0)
@@ -92,8 +96,11 @@ def _solve(z, weight, label, barrier, start):
     tol = bound / 2  # leaves room for the rounding of p
     twice = jnp.full_like(has_pairs, barrier is not None)
     steps = jnp.zeros_like(total, jnp.int32)
-    p, s, gap, steps = interior.fast(problem, p, tol, twice, has_pairs, steps)
-    hard = has_pairs & ~(gap <= tol)
+    p, s, gap, steps, left = interior.fast(
+        problem, p, tol, twice, has_pairs, steps, patience
+    )
+    left = left & (patience > 0)
+    hard = has_pairs & ~(gap <= tol) & ~left
     careful = functools.partial(interior.careful, problem, radius)
     p2, s2, gap2, steps = lax.cond(
         jnp.any(hard),
@@ -117,40 +124,59 @@ def _solve(z, weight, label, barrier, start):
     m = interior.margins(z, p)
     loss = jax.nn.softplus(-m) if label is None else jax.nn.softplus(m) - label * m
     value = jnp.sum(weight * loss, 0)
-    return Solution(p, value, gap * scale, gap <= bound, steps)
+    return Solution(p, value, gap * scale, gap <= bound, steps), left
 
 
 @jax.custom_jvp
 @_broadcasting
 def _in_chunks(z, weight, label, barrier, start):
-    """Solve z[U, P, K] chunk by chunk; the last chunk overlaps its neighbour."""
+    """Solve z[U, P, K] chunk by chunk, then the stragglers of all chunks together.
+
+    Few users need many steps, and a chunk takes as many as its slowest user. Whoever is
+    left behind starts afresh, so that no result depends on who else is there.
+    """
     users = z.shape[0]
     chunk = min(users, sized(*CHUNK))
     arrays = (z, weight, label, barrier, start)
 
-    def piece(first):
-        def take(x):
-            part = lax.dynamic_slice_in_dim(x, first, chunk)
-            return jnp.moveaxis(part, 0, -1)
+    def piece(index, patience):
+        take = lambda x: jnp.moveaxis(x[index], 0, -1)  # noqa: E731
+        out, left = _solve(*jax.tree.map(take, arrays), patience)
+        return out._replace(weights=out.weights.T), left
 
-        out = _solve(*jax.tree.map(take, arrays))
-        return out._replace(weights=out.weights.T)
-
+    every = jnp.arange(users)
     if chunk == users:
-        return piece(0)
+        return piece(every, 0)[0]
 
-    def body(i, out):
-        first = jnp.minimum(i * chunk, users - chunk)
-        write = functools.partial(lax.dynamic_update_slice_in_dim, axis=0)
-        return jax.tree.map(lambda o, x: write(o, x, first), out, piece(first))
-
-    # Varies over the mesh like z does, so that shard_map accepts the loop.
+    # Varies over the mesh like z does, so that shard_map accepts the loops.
     zero = jnp.where(False, jnp.ravel(z)[0], 0)
     empty = jax.tree.map(
         lambda x: jnp.zeros((users, *x.shape[1:]), x.dtype) + zero.astype(x.dtype),
-        jax.eval_shape(piece, 0),
+        jax.eval_shape(piece, every[:chunk], 0),
     )
-    return lax.fori_loop(0, -(-users // chunk), body, empty)
+
+    def turn(state, patience):
+        """Solves those who are left, a chunk at a time; the last one overlaps."""
+        left = state[1]
+        order = jnp.argsort(~left, stable=True)
+
+        def body(i, found):
+            first = jnp.minimum(i * chunk, users - chunk)
+            new = piece(lax.dynamic_slice_in_dim(order, first, chunk), patience)
+            write = functools.partial(lax.dynamic_update_slice_in_dim, axis=0)
+            return jax.tree.map(lambda x, new: write(x, new, first), found, new)
+
+        found = lax.fori_loop(0, -(-jnp.sum(left) // chunk), body, empty)
+        place = jnp.cumsum(left) - 1
+
+        def merge(found, old):
+            mine = left.reshape(-1, *(1,) * (old.ndim - 1))
+            return jnp.where(mine, found[place], old)
+
+        return jax.tree.map(merge, found, state), None
+
+    start = empty[0], empty[1] | True
+    return lax.scan(turn, start, jnp.array([chunk // STRAGGLERS, 0]))[0][0]
 
 
 def _data_term(p, z, weight, label):

@@ -30,14 +30,6 @@ def test_items_run_at_the_same_time(monkeypatch):
     backend.for_each(lambda _: barrier.wait(timeout=30), range(2))
 
 
-def test_programs_that_call_a_library_go_one_by_one():
-    names = set()
-    backend.for_each(
-        lambda _: names.add(threading.current_thread().name), range(5), library=True
-    )
-    assert names == {threading.current_thread().name}
-
-
 def test_threads_keep_the_precision_of_the_caller():
     kinds = [None] * 4
 
