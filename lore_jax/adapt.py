@@ -17,6 +17,7 @@ from lore_jax.backend import for_each
 from lore_jax.config import AdaptConfig
 from lore_jax.floor import Chunk, chunk_arrays, chunks, project_rows
 from lore_jax.losses import pair_loss
+from lore_jax.mixture import deviation, mixture_of
 from lore_jax.prior import (
     check_prior,
     likelihood_power,
@@ -36,6 +37,7 @@ def adapt(
     prior: Prior | None = None,
     config: AdaptConfig | None = None,
     init: jax.Array | None = None,
+    spread: bool = False,
 ) -> Adapted:
     """Weights of every user of `prefs`, against a frozen basis.
 
@@ -55,6 +57,8 @@ def adapt(
       prior: what `fit` learned; None is Dirichlet(1).
       config: default `AdaptConfig()`.
       init: float[U, K], starting logits of "reference".
+      spread: also return the posterior's standard deviation of every weight (see
+        `posterior` for covariances); the default method only.
 
     Returns:
       `Adapted`; a user's result does not depend on the others' (except that the
@@ -81,16 +85,21 @@ def adapt(
                 "has a unique optimum"
             )
         _checks.check_weights(init, prefs.num_users, rank, "init")
+    if spread and config.method != "posterior":
+        raise ValueError(f"spread is a posterior's; method {config.method!r} has none")
     if prior is not None:
         check_prior(prior, rank)
     temperature = _temperature(config, prior)
     dtype = jnp.promote_types(jnp.asarray(basis).dtype, jnp.float32)
     proj = project_rows(prefs.features, basis)  # goes on while the next lines run
-    solve = _solver(config, prior, rank, temperature, dtype, prefs.weight is None)
+    solve = _solver(
+        config, prior, rank, temperature, dtype, prefs.weight is None, spread
+    )
     if config.method == "reference" and init is None:
         key = jax.random.key(config.seed)
         init = jax.random.normal(key, (prefs.num_users, rank), dtype)
     shapes = ((rank,), dtype), ((), dtype), ((), dtype), ((), bool), ((), np.int32)
+    shapes = (*shapes, ((rank,), dtype))[: 5 + spread]
     out = [np.empty((prefs.num_users, *shape), kind) for shape, kind in shapes]
 
     def solve_chunk(chunk):
@@ -100,7 +109,7 @@ def adapt(
             target[chunk.users] = np.asarray(values)[: len(chunk.users)]
 
     for_each(solve_chunk, chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)))
-    weights, loss, gap, converged, num_steps = out
+    weights, loss, gap, converged, num_steps, *deviations = out
     return Adapted(
         weights=weights,
         logits=np.log(np.maximum(weights, np.finfo(dtype).tiny)),
@@ -109,6 +118,7 @@ def adapt(
         converged=converged,
         num_steps=num_steps,
         user_ids=None if prefs.ids is None else prefs.ids.users,
+        deviation=deviations[0] if spread else None,
     )
 
 
@@ -128,8 +138,8 @@ def _temperature(config: AdaptConfig, prior: Prior | None) -> float:
     return config.temperature
 
 
-def _solver(config, prior, rank, temperature, dtype, unit_weights):
-    """A function (z, weight, label, start) → Solution for one chunk."""
+def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
+    """A function (z, weight, label, start) → the arrays of `Adapted` for one chunk."""
     scale = jnp.asarray(1 / temperature, dtype)
     if config.method == "maximum_likelihood":
         return lambda z, w, y, _: _maximum_likelihood(z, w, y, scale)
@@ -154,7 +164,7 @@ def _solver(config, prior, rank, temperature, dtype, unit_weights):
         temperature=1.0
     )
     return lambda z, w, y, _: _posterior(
-        z, w, y, scale, prior, unit_weights=unit_weights
+        z, w, y, scale, prior, unit_weights=unit_weights, spread=spread
     )
 
 
@@ -171,11 +181,15 @@ def _maximum_a_posteriori(z, weight, label, scale, alpha):
     return solution._replace(value=_mean_loss(z * scale, weight, label, solution))
 
 
-@functools.partial(jax.jit, static_argnames="unit_weights")
-def _posterior(z, weight, label, scale, prior, *, unit_weights):
+@functools.partial(jax.jit, static_argnames=("unit_weights", "spread"))
+def _posterior(z, weight, label, scale, prior, *, unit_weights, spread=False):
     z = z * scale
     solution = adapt_users(z, weight, prior, label=label, unit_weights=unit_weights)
-    return solution._replace(value=_mean_loss(z, weight, label, solution))
+    solution = solution._replace(value=_mean_loss(z, weight, label, solution))
+    if not spread:
+        return solution
+    arrays = z, weight, label, solution.weights, prior
+    return *solution, deviation(mixture_of(*arrays, unit_weights=unit_weights))
 
 
 def adapt_users(

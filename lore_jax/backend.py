@@ -1,5 +1,6 @@
-"""What depends on the backend: sizes of chunks, and a thread for every core."""
+"""What depends on the backend: sizes of chunks, LAPACK, and a thread a core."""
 
+import functools
 import itertools
 import multiprocessing
 import threading
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
+from jax import lax
 
 T = TypeVar("T")
 _END = object()
@@ -16,6 +18,18 @@ _END = object()
 def sized(cpu: int, accelerator: int) -> int:
     """A size for the caches of a CPU, or for the many cores of an accelerator."""
     return cpu if jax.default_backend() == "cpu" else accelerator
+
+
+def cholesky(matrix: jax.Array) -> jax.Array:
+    """Lower factors of symmetric float[U, K, K], on any number of threads.
+
+    On a CPU, batches that as many threads factor at once as there are cores were seen
+    to wait for each other for ever (jaxlib 0.10.2); single systems do not, nor are they
+    slower.
+    """
+    one = functools.partial(lax.linalg.cholesky, symmetrize_input=False)
+    each = functools.partial(lax.map, one)
+    return lax.platform_dependent(matrix, cpu=each, default=one)
 
 
 def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lore_jax.backend import cholesky
+
 UNROLL = 8, 10  # largest system, of directions or of pairs, whose Cholesky is unrolled
 WRITTEN = 24  # most terms of a sum that are written out
 FAST_STEPS = 12  # easy users need 4-8; the rest are handed to the careful solver
@@ -110,15 +112,8 @@ def _cholesky(rows, floor):
 
 
 def dense_solver(matrix):
-    """Factor matrix float[K, K, U] with LAPACK, user by user; returns a solve.
-
-    On a CPU, batches of `cholesky` that run on as many threads as there are cores wait
-    for each other for ever (jaxlib 0.10.2); single systems do not, nor are they slower.
-    """
-    one = functools.partial(lax.linalg.cholesky, symmetrize_input=False)
-    matrix = jnp.moveaxis(matrix, -1, 0)
-    each = functools.partial(lax.map, one)
-    factor = lax.platform_dependent(matrix, cpu=each, default=one)
+    """Factor matrix float[K, K, U] with LAPACK, user by user; returns a solve."""
+    factor = cholesky(jnp.moveaxis(matrix, -1, 0))
 
     def solve(rhs):
         x = rhs.T[:, :, None]
@@ -166,7 +161,7 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
         # cancels catastrophically in float32 when H is nearly singular.
         rho = jnp.max(back_project(z * z, curvature), 0)
         rows = hessian(z, curvature)
-        if num <= UNROLL[0]:
+        if isinstance(rows, list):
             rows = [(r + rho).at[0].add(diagonal[k]) for k, r in enumerate(rows)]
             tiny = jnp.finfo(z.dtype).eps
             solve = _cholesky(rows, [tiny * (rho + d) for d in diagonal])

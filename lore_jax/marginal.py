@@ -148,7 +148,7 @@ def make_problem(
 def make_buckets(
     prefs: Preferences, num_atoms: int, dtype, room: np.ndarray
 ) -> tuple[tuple[Bucket, ...], tuple[jax.Array, ...]]:
-    """Pads users to 3, 5, 10, 20, 40, … pairs; chunks hold what a cache does."""
+    """Pads users to 3, 5, 10, 20, 40, … pairs or the longest; chunks fit a cache."""
     counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
     exact = np.array_equal(room, counts)
     buckets, num_chunks, low, high = [], [], 0, 3
@@ -157,12 +157,12 @@ def make_buckets(
         most = users.size if exact else (room > low).sum()
         if most:
             size = min(chunk_users(num_atoms), most)
-            place = np.arange(high)
-            real = np.zeros((-(-most // size) * size, high), bool)
+            place = np.arange(min(high, room.max()))
+            real = np.zeros((-(-most // size) * size, len(place)), bool)
             real[: users.size] = place < counts[users][:, None]
             pairs = np.zeros(real.shape, np.int64)
             pairs[: users.size] = offsets[users][:, None] + place
-            pairs = np.where(real, pairs, 0).reshape(-1, size, high)
+            pairs = np.where(real, pairs, 0).reshape(-1, size, len(place))
             real = real.reshape(pairs.shape)
             take = functools.partial(_take, pairs)
             weight = take(prefs.weight)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lore_jax.backend import cholesky
 from lore_jax.prior import likelihood_power, log_likelihoods
 from lore_jax.types import Prior, mixture_mean
 
@@ -94,7 +95,7 @@ def laplace(
     pull = jnp.clip(concentration, 1e-3, 1e6)
     eye = jnp.eye(weights.shape[1], dtype=weights.dtype)
     system = scale[:, :, None] * data * scale[:, None] / pull + eye[None]
-    root = jnp.linalg.cholesky(system)
+    root = cholesky(system)
     columns = jnp.concatenate(
         [scale[:, :, None] * eye[None], scale[:, :, None]], axis=2
     )
@@ -105,6 +106,12 @@ def laplace(
     half = half - normal * along / jnp.where(length > 0, length, 1)
     out = jnp.einsum("bik,bil->bkl", half, half, precision=_EXACT) / pull
     return jnp.where(jnp.isfinite(concentration), out, 0)
+
+
+def deviation(mixture: Mixture) -> jax.Array:
+    """Posterior standard deviation of every weight, float[B, K]."""
+    variance = jnp.diagonal(mixture.covariance, axis1=1, axis2=2)
+    return jnp.sqrt(jnp.maximum(variance, 0))
 
 
 @jax.jit

@@ -18,7 +18,7 @@ from lore_jax.data import take_shots, take_users
 from lore_jax.evaluate import macro_mean, per_user_mean
 from lore_jax.floor import chunk_arrays, chunks, on_floor
 from lore_jax.losses import pair_loss
-from lore_jax.mixture import Mixture, margin_moments, mixture_of
+from lore_jax.mixture import Mixture, deviation, margin_moments, mixture_of
 from lore_jax.prior import uniform_prior
 from lore_jax.reward import pair_rewards
 from lore_jax.types import Preferences, Prior
@@ -54,6 +54,8 @@ def posterior(
 ) -> Posterior:
     """Posterior of every user's weights against a frozen basis.
 
+    `adapt(..., spread=True)` returns the weights and their deviation in one pass.
+
     Args:
       basis: V, float[D, K].
       prefs: pairs of U users.
@@ -74,8 +76,7 @@ def posterior(
         if out is None:
             shapes = ((rank,), (rank,), (rank,), (rank, rank))[: 3 + covariance]
             out = [np.empty((prefs.num_users, *s), total.dtype) for s in shapes]
-        spread = np.sqrt(np.maximum(np.diagonal(total, axis1=1, axis2=2), 0))
-        parts = (mixture.weights, mixture.mean, spread, total)
+        parts = (mixture.weights, mixture.mean, deviation(mixture), total)
         for target, part in zip(out, parts):
             target[users] = np.asarray(part)[: len(users)]
     fields = dict(zip(Posterior._fields, out))

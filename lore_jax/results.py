@@ -123,6 +123,8 @@ class Adapted(NamedTuple):
       converged: bool[U], gap within the tolerance that `AdaptConfig` documents.
       num_steps: int32[U].
       user_ids: str[U] or None.
+      deviation: float[U, K], posterior standard deviation of each weight, or None
+        where `adapt` was not asked for the spread.
     """
 
     weights: Any
@@ -132,3 +134,4 @@ class Adapted(NamedTuple):
     converged: Any
     num_steps: Any
     user_ids: Any = None
+    deviation: Any = None

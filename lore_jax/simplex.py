@@ -141,7 +141,8 @@ def _in_chunks(z, weight, label, barrier, start):
 
     def piece(index, patience):
         take = lambda x: jnp.moveaxis(x[index], 0, -1)  # noqa: E731
-        out, left = _solve(*jax.tree.map(take, arrays), patience)
+        z, weight, label, barrier, start = jax.tree.map(take, arrays)
+        out, left = _solve(z, weight, label, barrier, start, patience)
         return out._replace(weights=out.weights.T), left
 
     every = jnp.arange(users)

@@ -86,6 +86,33 @@ def test_mean_and_covariance_are_what_they_say(basis, seen, kappa):
         )
 
 
+def test_adapt_returns_the_spread_with_the_weights(basis, seen):
+    prior = make_prior()
+    with_spread = lore.adapt(basis, seen, prior=prior, spread=True)
+    whole = lore.posterior(basis, seen, prior)
+    np.testing.assert_allclose(with_spread.weights, whole.weights, atol=1e-6)
+    np.testing.assert_allclose(with_spread.deviation, whole.deviation, atol=1e-5)
+    assert lore.adapt(basis, seen, prior=prior).deviation is None
+    config = lore.AdaptConfig.maximum_likelihood()
+    with pytest.raises(ValueError, match="method 'maximum_likelihood' has none"):
+        lore.adapt(basis, seen, config=config, spread=True)
+
+
+def test_the_spread_of_many_chunks_at_a_rank_that_calls_lapack():
+    """Batched Cholesky on two threads at once never came back (jaxlib 0.10.2)."""
+    rng = np.random.default_rng(0)
+    rank, users = 20, 2500
+    x = rng.normal(size=(users * 12, rank)).astype(np.float32)
+    rows, user = np.arange(len(x)), np.repeat(np.arange(users), 12)
+    prefs = lore.Preferences.from_pairs(x, rows, None, user)
+    prior = make_prior(rank=rank).replace(temperature=1.0)
+    out = lore.adapt(np.eye(rank), prefs, prior=prior, spread=True)
+    few = lore.data.take_users(prefs, np.arange(2400, 2410))
+    alone = lore.adapt(np.eye(rank), few, prior=prior, spread=True)
+    np.testing.assert_allclose(out.weights[2400:2410], alone.weights, atol=1e-5)
+    np.testing.assert_allclose(out.deviation[2400:2410], alone.deviation, atol=1e-5)
+
+
 def test_covariance_only_on_request_and_names_travel(basis):
     rows = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
     prefs = lore.Preferences.from_ragged(list(rows), user_ids=["a", "b"])
