@@ -1,6 +1,5 @@
 """What depends on the backend: sizes of chunks, LAPACK, and a thread a core."""
 
-import functools
 import itertools
 import multiprocessing
 import threading
@@ -9,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 T = TypeVar("T")
@@ -20,16 +20,50 @@ def sized(cpu: int, accelerator: int) -> int:
     return cpu if jax.default_backend() == "cpu" else accelerator
 
 
-def cholesky(matrix: jax.Array) -> jax.Array:
-    """Lower factors of symmetric float[U, K, K], on any number of threads.
+def _one_by_one(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function` of one system, which `vmap` takes one by one on a CPU.
 
-    On a CPU, batches that as many threads factor at once as there are cores were seen
-    to wait for each other for ever (jaxlib 0.10.2); single systems do not, nor are they
-    slower.
+    There a batch of `cholesky` or `triangular_solve` hands its work to the threads that
+    it runs on: as many batches at once as there are cores, of one program or of
+    several, wait for each other for ever (jaxlib 0.10.2). Single systems do not.
     """
-    one = functools.partial(lax.linalg.cholesky, symmetrize_input=False)
-    each = functools.partial(lax.map, one)
-    return lax.platform_dependent(matrix, cpu=each, default=one)
+    single = jax.custom_batching.custom_vmap(function)
+
+    @single.def_vmap
+    def _(size, batched, *arrays):
+        arrays = [
+            x if many else jnp.broadcast_to(x, (size, *x.shape))
+            for x, many in zip(arrays, batched, strict=True)
+        ]
+
+        def each(*arrays):
+            return lax.map(lambda one: single(*one), arrays)
+
+        return lax.platform_dependent(
+            *arrays, cpu=each, default=jax.vmap(function)
+        ), True
+
+    return single
+
+
+@_one_by_one
+def cholesky(matrix: jax.Array) -> jax.Array:
+    """L of a positive definite float[K, K] = L Lᵀ."""
+    return lax.linalg.cholesky(matrix, symmetrize_input=False)
+
+
+@_one_by_one
+def solve_lower(root: jax.Array, rhs: jax.Array) -> jax.Array:
+    """L⁻¹ rhs, float[K, R]."""
+    return lax.linalg.triangular_solve(root, rhs, left_side=True, lower=True)
+
+
+@_one_by_one
+def solve_upper(root: jax.Array, rhs: jax.Array) -> jax.Array:
+    """L⁻ᵀ rhs, float[K, R]."""
+    return lax.linalg.triangular_solve(
+        root, rhs, left_side=True, lower=True, transpose_a=True
+    )
 
 
 def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lore_jax.backend import cholesky
+from lore_jax.backend import cholesky, solve_lower, solve_upper
 
 UNROLL = 8, 10  # largest system, of directions or of pairs, whose Cholesky is unrolled
+_EXACT = lax.Precision.HIGHEST
 WRITTEN = 24  # most terms of a sum that are written out
 FAST_STEPS = 12  # easy users need 4-8; the rest are handed to the careful solver
 CAREFUL_STEPS = 60  # the hardest problems known need 31
@@ -52,14 +53,14 @@ def back_project(z, r):
 
 
 def hessian(z, c):
-    """Rows k of Σ_n c[n] z[n] z[n]ᵀ from column k on, float[K−k, U], or all of them."""
-    pairs, num = z.shape[:2]
-    if pairs > WRITTEN:
-        whole = jnp.einsum("pu,pku,plu->klu", c, z, z, precision=lax.Precision.HIGHEST)
-        return whole if num > UNROLL[0] else [row[k:] for k, row in enumerate(whole)]
-    if num > UNROLL[0]:
-        return lax.map(lambda k: back_project(z, c * z[:, k]), jnp.arange(num))
-    return [back_project(z[:, k:], c * z[:, k]) for k in range(num)]
+    """Rows k of Σ_n c[n] z[n] z[n]ᵀ from column k on, float[K−k, U].
+
+    Few terms are written out, many go to the matrix product.
+    """
+    if len(z) > WRITTEN:
+        whole = jnp.einsum("pu,pku,plu->klu", c, z, z, precision=_EXACT)
+        return [row[k:] for k, row in enumerate(whole)]
+    return [back_project(z[:, k:], c * z[:, k]) for k in range(z.shape[1])]
 
 
 def gradient(problem, q):
@@ -112,16 +113,12 @@ def _cholesky(rows, floor):
 
 
 def dense_solver(matrix):
-    """Factor matrix float[K, K, U] with LAPACK, user by user; returns a solve."""
-    factor = cholesky(jnp.moveaxis(matrix, -1, 0))
+    """Factor matrix float[U, K, K] with LAPACK; returns a solve of float[K, U]."""
+    root = jax.vmap(cholesky)(matrix)
 
     def solve(rhs):
-        x = rhs.T[:, :, None]
-        for transpose in (False, True):
-            x = lax.linalg.triangular_solve(
-                factor, x, left_side=True, lower=True, transpose_a=transpose
-            )
-        return x[:, :, 0].T
+        x = jax.vmap(solve_lower)(root, rhs.T[:, :, None])
+        return jax.vmap(solve_upper)(root, x)[:, :, 0].T
 
     return solve
 
@@ -143,12 +140,15 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
     if thin and pairs < num:
         root = jnp.sqrt(curvature)[:, None] * z
         inside = 1 / diagonal
-        gram = lax.map(lambda g: margins(root, inside * g), root)
-        if pairs <= UNROLL[1]:
+        if (
+            pairs <= UNROLL[1] and num <= 32
+        ):  # Beyond it hardly pays, and compiles long.
+            gram = lax.map(lambda g: margins(root, inside * g), root)
             rows = [row[n:].at[0].add(1) for n, row in enumerate(gram)]
             core = _cholesky(rows, [jnp.ones_like(rows[0][0])] * pairs)
         else:
-            core = dense_solver(gram + jnp.eye(pairs, dtype=z.dtype)[:, :, None])
+            gram = jnp.einsum("pku,ku,qku->upq", root, inside, root, precision=_EXACT)
+            core = dense_solver(gram + jnp.eye(pairs, dtype=z.dtype))
 
         def solve(rhs):
             x = inside * rhs
@@ -160,17 +160,17 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
         # ρ·11ᵀ changes nothing where Σ dp = 0, but without it the projection below
         # cancels catastrophically in float32 when H is nearly singular.
         rho = jnp.max(back_project(z * z, curvature), 0)
-        rows = hessian(z, curvature)
-        if isinstance(rows, list):
-            rows = [(r + rho).at[0].add(diagonal[k]) for k, r in enumerate(rows)]
-            tiny = jnp.finfo(z.dtype).eps
-            solve = _cholesky(rows, [tiny * (rho + d) for d in diagonal])
+        eps = jnp.finfo(z.dtype).eps
+        if num <= UNROLL[0]:
+            rows = enumerate(hessian(z, curvature))
+            rows = [(r + rho).at[0].add(diagonal[k]) for k, r in rows]
+            solve = _cholesky(rows, [eps * (rho + d) for d in diagonal])
         else:
-            eye = jnp.eye(num, dtype=z.dtype)[:, :, None]
-            matrix = rows + rho + eye * diagonal
+            eye = jnp.eye(num, dtype=z.dtype)
+            full = jnp.einsum("pu,pku,plu->ukl", curvature, z, z, precision=_EXACT)
+            matrix = full + rho[:, None, None] + eye * diagonal.T[:, None]
             # LAPACK stops at a pivot whose sign rounding has spoiled.
-            ridge = num * jnp.finfo(z.dtype).eps
-            solve = dense_solver(matrix * (1 + ridge * eye))
+            solve = dense_solver(matrix * (1 + num * eps * eye))
 
     normal = solve(jnp.ones_like(diagonal))
     normal = normal / jnp.sum(normal, 0)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lore_jax.backend import cholesky
+from lore_jax.backend import cholesky, solve_lower
 from lore_jax.prior import likelihood_power, log_likelihoods
 from lore_jax.types import Prior, mixture_mean
 
@@ -95,11 +95,11 @@ def laplace(
     pull = jnp.clip(concentration, 1e-3, 1e6)
     eye = jnp.eye(weights.shape[1], dtype=weights.dtype)
     system = scale[:, :, None] * data * scale[:, None] / pull + eye[None]
-    root = cholesky(system)
+    root = jax.vmap(cholesky)(system)
     columns = jnp.concatenate(
         [scale[:, :, None] * eye[None], scale[:, :, None]], axis=2
     )
-    half = lax.linalg.triangular_solve(root, columns, left_side=True, lower=True)
+    half = jax.vmap(solve_lower)(root, columns)
     half, normal = half[..., :-1], half[..., -1:]
     length = jnp.sum(normal**2, axis=1, keepdims=True)
     along = jnp.sum(normal * half, axis=1, keepdims=True)

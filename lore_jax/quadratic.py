@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lore_jax.backend import cholesky, solve_lower, solve_upper
 from lore_jax.prior import likelihood_power, log_likelihoods
 from lore_jax.types import Prior, mixture_mean
 
 _EXACT = lax.Precision.HIGHEST
+_dot = functools.partial(jnp.matmul, precision=_EXACT)
 _STEPS = 40  # the barrier falls to 1e-21 of its start, below any float's rounding
 
 
@@ -89,13 +91,12 @@ def _newton(square, linear, pull, start):
     def rounds(carry, barrier):
         p, s = carry
         target = jnp.maximum(goal, barrier)
-        g = jnp.matmul(square, p, precision=_EXACT) - linear
+        g = _dot(square, p) - linear
         root = jnp.sqrt(p / s)
         system = root[:, None] * square * root[None] + eye
         rhs = jnp.stack([root * (target / p - g), root], axis=1)
-        solution = jax.scipy.linalg.cho_solve(
-            jax.scipy.linalg.cho_factor(system, lower=True), rhs
-        )
+        factor = cholesky(system)
+        solution = solve_upper(factor, solve_lower(factor, rhs))
         move, normal = root * solution[:, 0], root * solution[:, 1]
         dp = move - normal * jnp.sum(move) / jnp.sum(normal)
         ds = target / p - s - s / p * dp
@@ -106,7 +107,7 @@ def _newton(square, linear, pull, start):
     barriers = 0.1 * 0.3 ** jnp.arange(_STEPS, dtype=linear.dtype)
     s = jnp.maximum(goal, 0.1) / p
     (p, s), _ = lax.scan(rounds, (p, s), barriers)
-    g = jnp.matmul(square, p, precision=_EXACT) - linear
+    g = _dot(square, p) - linear
     slack = goal / p
     left = g - slack
     left = left - jnp.sum(p * left)

@@ -221,7 +221,14 @@ def _implicit(primals, tangents):
     ridge = 10 * jnp.finfo(p.dtype).eps * jnp.eye(p.shape[1], dtype=p.dtype)
     system = system / size + ridge + root[:, :, None] * root[:, None]
     system = system + jnp.eye(p.shape[1], dtype=p.dtype) * (slack / size[:, 0])[:, None]
-    solve = interior.dense_solver(jnp.moveaxis(system, 0, -1))
+    direct = interior.dense_solver(system)
+
+    def solve(rhs):  # can be transposed, unlike LAPACK's calls one by one
+        product = functools.partial(jnp.einsum, "ukl,lu->ku", system)
+        return lax.custom_linear_solve(
+            product, rhs, lambda _, rhs: direct(rhs), symmetric=True
+        )
+
     normal = solve(root.T).T
     x = solve((root * dg / size[:, 0]).T).T
     share = jnp.sum(root * x, -1, keepdims=True)

@@ -1,5 +1,7 @@
 """Threads see every item once, the caller's precision, and each other's errors."""
 
+import subprocess
+import sys
 import threading
 
 import jax
@@ -62,3 +64,26 @@ def test_a_batch_of_several_chunks_is_adapted_in_double_precision():
         few = lore.adapt(np.eye(3), last, config=config, init=start[1090:])
     assert new.weights.dtype == np.float64
     np.testing.assert_allclose(new.weights[1090:], few.weights, atol=1e-12)
+
+
+_MANY_SYSTEMS = """
+import threading, jax, numpy as np
+from lore_jax import backend
+x = np.random.default_rng(0).normal(size=(256, 64, 80)).astype(np.float32)
+matrices = x @ x.transpose(0, 2, 1)
+@jax.jit
+def solve(m):
+    root = jax.vmap(backend.cholesky)(m)
+    return [jax.vmap(backend.solve_lower)(root, m[..., k:k + 9]) for k in range(6)]
+def work():
+    for _ in range(20):
+        jax.block_until_ready(solve(matrices))
+threads = [threading.Thread(target=work) for _ in range(4)]
+[t.start() for t in threads], [t.join() for t in threads]
+"""
+
+
+def test_large_systems_never_wait_for_each_other():
+    """In batches they did: of one program or of several, on a machine with few cores."""
+    command = [sys.executable, "-c", _MANY_SYSTEMS]
+    subprocess.run(command, timeout=100, check=True)
