@@ -17,16 +17,14 @@ step below `adapt`.
 Typical output (2 idle CPU cores, jax 0.10.2, one --quick run; ratios of two such runs
 differ by about 10 %):
 
-    raw default      U=2,000          25 ms   1.43 of one read
-    raw ml           U=2,000          26 ms   1.49 of one read
-    adapt default    U=100,000 K=5   528,000 users/s   37 times Adam
-    adapt ml         U=100,000 K=5   968,000 users/s   67 times Adam
-    adapt default    U=10,000 K=20    71,000 users/s   6.7 times Adam
-    adapt ml         U=10,000 K=20    20,000 users/s   1.9 times Adam
-    uneven default   U=5,000          24 ms   1.25 times an even population
-    uneven ml        U=5,000          25 ms   2.41 times an even population
-
-Above rank 8 the solver calls LAPACK, and chunks go one by one (`lore_jax.backend`).
+    raw default      U=2,000          25 ms   1.35 of one read
+    raw ml           U=2,000          24 ms   1.31 of one read
+    adapt default    U=100,000 K=5   556,000 users/s   39 times Adam
+    adapt ml         U=100,000 K=5   889,000 users/s   62 times Adam
+    adapt default    U=10,000 K=20   158,000 users/s   15 times Adam
+    adapt ml         U=10,000 K=20    33,000 users/s   3.2 times Adam
+    uneven default   U=5,000          22 ms   1.36 times an even population
+    uneven ml        U=5,000          16 ms   1.50 times an even population
 """
 
 import functools

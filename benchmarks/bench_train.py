@@ -13,11 +13,11 @@ internals: `fit` does not expose a single step.
 
 Typical output (2 idle CPU cores, jax 0.10.2, M = N = 48,000, D=4096, K=5, U=4,800):
 
-    fused products of 64 / 256 / 1000 rows   156 / 114 / 94 ms   1.57 / 1.16 / 0.95
-    iteration alternating                    102 ms   1.03 of the two reads
-    iteration default                        113 ms   1.15
+    fused products of 64 / 256 / 1000 rows   156 / 114 / 92 ms   1.57 / 1.16 / 0.90
+    iteration alternating                    102 ms   1.00 of the two reads
+    iteration default                        105 ms   1.03
 
-The reads go by at 37 % of the copy bandwidth: on two cores the products are bound by
+The reads go by at a third of the copy bandwidth: on two cores the products are bound by
 arithmetic, so a block that is still in cache saves next to nothing.
 """
 

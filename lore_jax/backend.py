@@ -13,6 +13,7 @@ from jax import lax
 
 T = TypeVar("T")
 _END = object()
+_FEW = 100_000  # operations of a batch that LAPACK's caller keeps on its thread
 
 
 def sized(cpu: int, accelerator: int) -> int:
@@ -20,14 +21,16 @@ def sized(cpu: int, accelerator: int) -> int:
     return cpu if jax.default_backend() == "cpu" else accelerator
 
 
-def _one_by_one(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`function` of one system, which `vmap` takes one by one on a CPU.
+def _few_at_once(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function` of float[K, K] and more, which `vmap` takes a few at once on a CPU.
 
-    There a batch of `cholesky` or `triangular_solve` hands its work to the threads that
-    it runs on: as many batches at once as there are cores, of one program or of
-    several, wait for each other for ever (jaxlib 0.10.2). Single systems do not.
+    There a large batch of `cholesky` or `triangular_solve` hands its work to the
+    threads that it runs on: as many such batches as there are cores, of one program or
+    of several, wait for each other for ever (jaxlib 0.10.2). A batch that costs less
+    than 2e5 operations stays where it is, and so does a single system.
     """
     single = jax.custom_batching.custom_vmap(function)
+    together = jax.custom_batching.sequential_vmap(jax.vmap(function))
 
     @single.def_vmap
     def _(size, batched, *arrays):
@@ -35,30 +38,36 @@ def _one_by_one(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
             x if many else jnp.broadcast_to(x, (size, *x.shape))
             for x, many in zip(arrays, batched, strict=True)
         ]
+        few = 1 << max(1, _FEW // arrays[0].shape[-1] ** 3).bit_length() - 1
+        whole = size // few * few
 
-        def each(*arrays):
-            return lax.map(lambda one: single(*one), arrays)
+        def in_groups(*arrays):
+            groups = [x[:whole].reshape(-1, few, *x.shape[1:]) for x in arrays]
+            out = lax.map(lambda group: together(*group), groups)
+            out = out.reshape(whole, *out.shape[2:])
+            if whole == size:
+                return out
+            return jnp.concatenate([out, together(*(x[whole:] for x in arrays))])
 
-        return lax.platform_dependent(
-            *arrays, cpu=each, default=jax.vmap(function)
-        ), True
+        default = jax.vmap(function)
+        return lax.platform_dependent(*arrays, cpu=in_groups, default=default), True
 
     return single
 
 
-@_one_by_one
+@_few_at_once
 def cholesky(matrix: jax.Array) -> jax.Array:
     """L of a positive definite float[K, K] = L Lᵀ."""
     return lax.linalg.cholesky(matrix, symmetrize_input=False)
 
 
-@_one_by_one
+@_few_at_once
 def solve_lower(root: jax.Array, rhs: jax.Array) -> jax.Array:
     """L⁻¹ rhs, float[K, R]."""
     return lax.linalg.triangular_solve(root, rhs, left_side=True, lower=True)
 
 
-@_one_by_one
+@_few_at_once
 def solve_upper(root: jax.Array, rhs: jax.Array) -> jax.Array:
     """L⁻ᵀ rhs, float[K, R]."""
     return lax.linalg.triangular_solve(

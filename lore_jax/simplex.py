@@ -223,7 +223,7 @@ def _implicit(primals, tangents):
     system = system + jnp.eye(p.shape[1], dtype=p.dtype) * (slack / size[:, 0])[:, None]
     direct = interior.dense_solver(system)
 
-    def solve(rhs):  # can be transposed, unlike LAPACK's calls one by one
+    def solve(rhs):  # can be transposed, unlike `backend.solve_lower`
         product = functools.partial(jnp.einsum, "ukl,lu->ku", system)
         return lax.custom_linear_solve(
             product, rhs, lambda _, rhs: direct(rhs), symmetric=True

@@ -84,6 +84,20 @@ threads = [threading.Thread(target=work) for _ in range(4)]
 
 
 def test_large_systems_never_wait_for_each_other():
-    """In batches they did: of one program or of several, on a machine with few cores."""
+    """In large batches they did, of one program or several, where cores are few."""
     command = [sys.executable, "-c", _MANY_SYSTEMS]
     subprocess.run(command, timeout=100, check=True)
+
+
+@pytest.mark.parametrize(("size", "rank"), [(1, 3), (130, 20), (5, 64)])
+def test_groups_of_systems_are_solved_like_one(size, rank):
+    x = np.random.default_rng(0).normal(size=(2, size, rank, 2 * rank))
+    with jax.enable_x64(True):
+        matrices = jnp.asarray(x @ x.transpose(0, 1, 3, 2))
+        root = jax.vmap(jax.vmap(backend.cholesky))(matrices)
+        rhs = jnp.ones((rank, 1))
+        half = jax.vmap(jax.vmap(lambda r: backend.solve_lower(r, rhs)))(root)
+        out = jax.vmap(jax.vmap(backend.solve_upper))(root, half)
+    np.testing.assert_allclose(root, np.linalg.cholesky(matrices), atol=1e-10)
+    want = np.linalg.solve(np.asarray(matrices), np.ones((2, size, rank, 1)))
+    np.testing.assert_allclose(out, want, rtol=1e-8, atol=1e-10)
