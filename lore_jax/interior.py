@@ -140,9 +140,8 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
     if thin and pairs < num:
         root = jnp.sqrt(curvature)[:, None] * z
         inside = 1 / diagonal
-        if (
-            pairs <= UNROLL[1] and num <= 32
-        ):  # Beyond it hardly pays, and compiles long.
+        # Unrolling hardly pays at more directions, and compiles long.
+        if pairs <= UNROLL[1] and num <= 32:
             gram = lax.map(lambda g: margins(root, inside * g), root)
             rows = [row[n:].at[0].add(1) for n, row in enumerate(gram)]
             core = _cholesky(rows, [jnp.ones_like(rows[0][0])] * pairs)
