@@ -22,6 +22,7 @@ from lore_jax.prior import (
     check_prior,
     likelihood_power,
     posterior_mean,
+    pull_towards_mean,
     uniform_prior,
 )
 from lore_jax.results import Adapted
@@ -43,10 +44,10 @@ def adapt(
 
     With f_u(p) = Σ_n ℓ(z_n · p / T, y_n) over a user's pairs, the default returns
 
-        argmin_p  η_u f_u(p) − κ Σ_k p̄_k log p_k   on the simplex,
+        argmin_p  η_u f_u(p) − κ_u Σ_k p̄_k log p_k   on the simplex,
 
-    p̄ the posterior mean over the prior's atoms and η_u = n_u^−γ; a user without pairs
-    gets the prior's mean. "maximum_likelihood" minimises f_u itself,
+    p̄ the posterior mean over the prior's atoms, η_u = n_u^−γ and κ_u = κ (n_u / 10)^−δ;
+    a user without pairs gets the prior's mean. "maximum_likelihood" minimises f_u,
     "maximum_a_posteriori" f_u(p) − Σ_k α_k log p_k, "reference" runs Adam on logits as
     published.
 
@@ -217,8 +218,8 @@ def adapt_users(
     """
     mean = posterior_mean(z, weight, label, prior, unit_weights=unit_weights)
     finite = jnp.isfinite(prior.concentration)
-    barrier = jnp.where(finite, prior.concentration, 1) * mean
     total = jnp.sum(weight, axis=1)
+    barrier = pull_towards_mean(total, prior)[:, None] * mean
     power = likelihood_power(total, prior.tempering)
     solution = maximum_a_posteriori(
         z, power[:, None] * weight, barrier, label=label, start=mean

@@ -46,7 +46,8 @@ _OPTIONAL = {
     "unpruned.basis": "DJ",
     "unpruned.logits": "UJ",
     "kept": "K",
-    "spread": "",  # files before these three existed take the defaults
+    "spread": "",  # files before these four existed take the defaults
+    "decay": "",
     "history.validation": "H",
     "history.validation_steps": "H",
     "user_ids": "B",
@@ -76,6 +77,7 @@ def save(path: str | os.PathLike, fitted: Fitted) -> None:
         "concentration": fitted.prior.concentration,
         "tempering": fitted.prior.tempering,
         "spread": fitted.prior.spread,
+        "decay": fitted.prior.decay,
         "history.loss": fitted.history.loss,
         "history.weights_norm": fitted.history.weights_norm,
         "history.basis_norm": fitted.history.basis_norm,
@@ -148,7 +150,7 @@ def load(path: str | os.PathLike) -> Fitted:
         raise ValueError(f"{path} has temperature {temperature}, expected above 0")
     x = {name: jnp.asarray(a) for name, a in arrays.items() if "_ids" not in name}
     history = {f: x[f"history.{f}"] for f in History._fields if f"history.{f}" in x}
-    spread = {"spread": x["spread"]} if "spread" in x else {}
+    later = {name: x[name] for name in ("spread", "decay") if name in x}
     unpruned = None
     if "kept" in x:
         unpruned = RewardParams(basis=x["unpruned.basis"], logits=x["unpruned.logits"])
@@ -161,7 +163,7 @@ def load(path: str | os.PathLike) -> Fitted:
             concentration=x["concentration"],
             tempering=x["tempering"],
             temperature=temperature,
-            **spread,
+            **later,
         ),
         history=History(**history, selection=selection),
         unpruned=unpruned,

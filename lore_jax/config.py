@@ -24,9 +24,12 @@ class TrainConfig:
         then all λ, then the ranks again, each at the best of the others so far.
       temperings: candidate γ of the prior.
       concentrations: candidate κ of the prior.
+      decays: candidate δ of the prior, each with every κ.
       spreads: candidate ρ of the prior.
       ranks: candidate K of `rank="auto"`.
       start: "random", or "svd": directions that users' mean differences vary in most.
+      num_starts: trainings on all pairs, from different starts; the one that reaches
+        the least objective is kept.
       validation_share: share of each user's rows held out for the selection.
       alpha: strength of the published anchor ("joint": L2, "alternating": cosine).
       prune: drop directions that no user weights above 1e-2 ("alternating").
@@ -39,10 +42,12 @@ class TrainConfig:
     num_atoms: int = 64
     ridges: tuple[float, ...] = (0.2, 0.02, 0.05, 0.1, 0.4, 0.8)
     temperings: tuple[float, ...] = (0.4, 0.0, 0.2, 0.3, 0.5)
-    concentrations: tuple[float, ...] = (3.0, 1.0, 10.0, math.inf)
+    concentrations: tuple[float, ...] = (3.0, 1.0, 10.0, 30.0, math.inf)
+    decays: tuple[float, ...] = (0.0, 0.5, -0.5)
     spreads: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
     ranks: tuple[int, ...] = (1, 2, 5, 10)
     start: Literal["random", "svd"] = "random"
+    num_starts: int = 2
     validation_share: float = 0.3
     alpha: float = 0.0
     prune: bool = False
@@ -52,6 +57,7 @@ class TrainConfig:
         _choice(self, "method", ("marginal", "joint", "alternating"))
         _integer(self, "num_steps", 0)
         _integer(self, "num_atoms", 0)
+        _integer(self, "num_starts", 1)
         _number(self, "learning_rate", 0.0, strict=True)
         _number(self, "temperature", 0.0, strict=True)
         _number(self, "alpha", 0.0)
@@ -59,6 +65,7 @@ class TrainConfig:
         _grid(self, "ridges", lambda x: x >= 0 and math.isfinite(x))
         _grid(self, "temperings", lambda x: 0 <= x <= 1)
         _grid(self, "concentrations", lambda x: x >= 0)
+        _grid(self, "decays", math.isfinite)
         _grid(self, "spreads", lambda x: x >= 0 and math.isfinite(x))
         _choice(self, "start", ("random", "svd"))
         _grid(self, "ranks", lambda x: isinstance(x, int) and x >= 1)

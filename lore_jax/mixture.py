@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lore_jax.backend import cholesky, solve_lower
-from lore_jax.prior import likelihood_power, log_likelihoods
+from lore_jax.prior import likelihood_power, log_likelihoods, pull_towards_mean
 from lore_jax.types import Prior, mixture_mean
 
 _EXACT = lax.Precision.HIGHEST
@@ -54,17 +54,19 @@ def mixture_of(
     """The mixture of users with pairs z float[B, P, K] (T = 1) and weights [B, K].
 
     With D = diag(p / √p̄), Laplace's precision in D's coordinates is
-    η Σ_n s_n(1 − s_n) (Dz_n)(Dz_n)ᵀ + κ I, restricted to Σ_k dp_k = 0.
+    η Σ_n s_n(1 − s_n) (Dz_n)(Dz_n)ᵀ + κ_n I, restricted to Σ_k dp_k = 0.
     """
     table = log_likelihoods(z, weight, label, prior.atoms, unit_weights=unit_weights)
-    power = likelihood_power(jnp.sum(weight, axis=1), prior.tempering)
+    total = jnp.sum(weight, axis=1)
+    power = likelihood_power(total, prior.tempering)
     probability = jax.nn.softmax(power[:, None] * table + prior.log_weights[None])
     mean = mixture_mean(probability, prior.atoms)
     m = jnp.einsum("bpk,bk->bp", z, weights, precision=_EXACT)
     curvature = power[:, None] * weight * jax.nn.sigmoid(m) * jax.nn.sigmoid(-m)
     data = jnp.einsum("bp,bpk,bpl->bkl", curvature, z, z, precision=_EXACT)
     between = lax.map(_between(prior.atoms), (probability, mean), batch_size=128)
-    within = laplace(data, weights, mean, prior.concentration)
+    within = laplace(data, weights, mean, pull_towards_mean(total, prior))
+    within = jnp.where(jnp.isfinite(prior.concentration), within, 0)
     return Mixture(weights, probability, mean, between + within, prior.atoms)
 
 
@@ -80,7 +82,7 @@ def _between(atoms):
 
 
 def laplace(
-    data: jax.Array, weights: jax.Array, mean: jax.Array, concentration: jax.Array
+    data: jax.Array, weights: jax.Array, mean: jax.Array, pull: jax.Array
 ) -> jax.Array:
     """Inverse of data + κ diag(p̄ / p²) on the plane Σ_k dp_k = 0: float[B, K, K].
 
@@ -88,11 +90,11 @@ def laplace(
       data: curvature of −η · loglik, float[B, K, K].
       weights: p, float[B, K].
       mean: p̄, float[B, K].
-      concentration: κ, float[]; infinity gives 0.
+      pull: κ, float[B].
     """
     tiny = jnp.finfo(weights.dtype).tiny
     scale = weights / jnp.sqrt(jnp.maximum(mean, tiny))
-    pull = jnp.clip(concentration, 1e-3, 1e6)
+    pull = jnp.clip(pull, 1e-3, 1e6)[:, None, None]
     eye = jnp.eye(weights.shape[1], dtype=weights.dtype)
     system = scale[:, :, None] * data * scale[:, None] / pull + eye[None]
     root = jax.vmap(cholesky)(system)
@@ -104,8 +106,7 @@ def laplace(
     length = jnp.sum(normal**2, axis=1, keepdims=True)
     along = jnp.sum(normal * half, axis=1, keepdims=True)
     half = half - normal * along / jnp.where(length > 0, length, 1)
-    out = jnp.einsum("bik,bil->bkl", half, half, precision=_EXACT) / pull
-    return jnp.where(jnp.isfinite(concentration), out, 0)
+    return jnp.einsum("bik,bil->bkl", half, half, precision=_EXACT) / pull
 
 
 def deviation(mixture: Mixture) -> jax.Array:

@@ -1,8 +1,8 @@
 """What is known of a user beyond one weight vector: spread, and predictions with it.
 
 How much of the posterior's covariance (`mixture`) predictions should integrate over is
-learned on grouped validation (`selection.choose_spread`): where the basis was shrunk
-to suit plugged-in weights, averaging on top of that would be under-confident.
+learned on grouped validation (`selection`): where the basis was shrunk to suit
+plugged-in weights, averaging on top of that would be under-confident.
 """
 
 from collections.abc import Callable, Sequence

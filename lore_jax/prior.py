@@ -2,6 +2,7 @@
 
 With atoms a on the simplex and prior weights π, a user with pairs z_n has posterior
 weights ∝ π_a · (Π_n σ(z_n · a / T))^η with η = (number of pairs)^−γ.
+`adapt` refines their mean with a pull κ_n = κ (n / 10)^−δ.
 """
 
 import functools
@@ -67,6 +68,8 @@ def check_prior(prior: Prior, rank: int) -> None:
         value = getattr(prior, name)
         if not _checks.is_traced(value) and not value >= 0:
             raise ValueError(f"prior.{name} must be at least 0, got {float(value):g}")
+    if not _checks.is_traced(prior.decay) and not np.isfinite(prior.decay):
+        raise ValueError(f"prior.decay must be finite, got {float(prior.decay):g}")
     _checks.check_positive(prior.temperature, "prior.temperature")
 
 
@@ -207,6 +210,13 @@ def _in_chunks(function, num_atoms, unit_weights, z, weight, label):
 def likelihood_power(num_pairs: jax.Array, tempering: jax.Array) -> jax.Array:
     """η = n^−γ, the power of the likelihood of a user with n (weighted) pairs."""
     return jnp.maximum(num_pairs, 1) ** -tempering
+
+
+def pull_towards_mean(num_pairs: jax.Array, prior: Prior) -> jax.Array:
+    """κ_n = κ (n / 10)^−δ of users with n (weighted) pairs; 1 where κ = ∞."""
+    finite = jnp.isfinite(prior.concentration)
+    pull = jnp.where(finite, prior.concentration, 1)
+    return pull * (jnp.maximum(num_pairs, 1) / 10) ** -prior.decay
 
 
 def posterior_mean(

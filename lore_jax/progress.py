@@ -32,6 +32,7 @@ class Run:
     Attributes:
       rows: one dict per candidate that was compared, in order.
       best: snapshots of the best of them, as in `Progress`.
+      finished: what came of the trainings on all pairs, as in `Progress`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Run:
             )
         self.rows: list[dict] = [] if resume is None else [dict(r) for r in resume.rows]
         self.best: tuple = () if resume is None else resume.best
+        self.finished: tuple = () if resume is None else resume.finished
         self._resume, self._fingerprint = resume, fingerprint
         self._on_progress, self._every = on_progress, every
 
@@ -110,6 +112,7 @@ class Run:
                         metrics=jax.tree.map(np.array, metrics),
                         trail=trail,
                         best=self.best,
+                        finished=self.finished,
                         name=name,
                         rows=tuple(dict(row) for row in self.rows),
                         fingerprint=self._fingerprint,
@@ -185,7 +188,7 @@ def to_arrays(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]
     """(arrays, metadata) that a file holds."""
     arrays = {
         f"{field}.{i}": np.asarray(x, order="C")
-        for field in ("state", "trail", "best", "metrics")
+        for field in ("state", "trail", "best", "finished", "metrics")
         for i, x in enumerate(getattr(progress, field))
     }
     return arrays, {
@@ -203,7 +206,8 @@ def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Prog
     Raises:
       ValueError: something is missing, or lengths disagree.
     """
-    fields: dict[str, list] = {"state": [], "trail": [], "best": [], "metrics": []}
+    names = ("state", "trail", "best", "finished", "metrics")
+    fields: dict[str, list] = {name: [] for name in names}
     for field, values in fields.items():
         while (name := f"{field}.{len(values)}") in arrays:
             values.append(arrays[name])
@@ -217,6 +221,8 @@ def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Prog
     for name in ("trail", "best"):
         if len(fields[name]) not in (0, 2) or len({len(x) for x in fields[name]}) > 1:
             raise ValueError(f"{name} must be two arrays with one entry per snapshot")
+    if len(fields["finished"]) not in (0, 3 + count):
+        raise ValueError(f"finished must be {3 + count} arrays")
     try:
         rows = tuple(json.loads(metadata["rows"]))
         name, mark = metadata["name"], metadata["fingerprint"]

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from lore_jax.backend import cholesky, solve_lower, solve_upper
-from lore_jax.prior import likelihood_power, log_likelihoods
+from lore_jax.prior import likelihood_power, log_likelihoods, pull_towards_mean
 from lore_jax.types import Prior, mixture_mean
 
 _EXACT = lax.Precision.HIGHEST
@@ -63,8 +63,8 @@ def refine(table, linear, quadratic, num_pairs, prior: Prior):
     square = square.at[:, rows, columns].set(power[:, None] * quadratic)
     square = square.at[:, columns, rows].set(power[:, None] * quadratic)
     finite = jnp.isfinite(prior.concentration)
-    pull = jnp.where(finite, prior.concentration, 1)
-    solved, good = _newton(square, power[:, None] * linear, pull * mean, mean)
+    pull = pull_towards_mean(num_pairs, prior)[:, None] * mean
+    solved, good = _newton(square, power[:, None] * linear, pull, mean)
     empty = num_pairs == 0
     found = jnp.where(finite, solved, mean)
     found = jnp.where(empty[:, None], prior.mean[None], found)

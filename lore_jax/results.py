@@ -92,6 +92,8 @@ class Progress(struct.PyTreeNode):
       trail: (θ float[S, R, K], log π float[S, A]) of the running candidate after each
         tenth of its steps; () where nothing is compared.
       best: the same of the best candidate so far.
+      finished: (objective float[i], θ, log π, *metrics) after i trainings on all pairs,
+        the arrays of the best of them; () before.
       name: which training is running.
       rows: one dict per candidate that was compared.
       fingerprint: of data, rank, key, config, init and anchor.
@@ -101,6 +103,7 @@ class Progress(struct.PyTreeNode):
     metrics: Metrics
     trail: tuple = ()
     best: tuple = ()
+    finished: tuple = ()
     name: str = struct.field(pytree_node=False, default="")
     rows: tuple = struct.field(pytree_node=False, default=())
     fingerprint: str = struct.field(pytree_node=False, default="")

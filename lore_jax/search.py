@@ -12,11 +12,11 @@ from lore_jax.results import Fitted, History, Metrics
 from lore_jax.selection import (
     Validation,
     choose,
-    choose_concentration,
-    choose_spread,
+    choose_refinement,
     make_atoms,
     make_prior,
     make_validation,
+    refined_like,
 )
 from lore_jax.starts import make_start
 from lore_jax.types import FeatureSource, Preferences, Prior, RewardParams
@@ -38,7 +38,13 @@ class Trainer:
         self.problems: dict = {}
 
     def __call__(
-        self, name: str, prefs: Preferences, candidate: dict, *, snapshots=False
+        self,
+        name: str,
+        prefs: Preferences,
+        candidate: dict,
+        *,
+        start: int = 0,
+        snapshots=False,
     ) -> tuple[marginal.TrainState, Metrics, tuple]:
         """(state, metrics, snapshots of (θ, log π)); `name` says which pairs."""
         config, rank = self.config, candidate["rank"]
@@ -55,8 +61,8 @@ class Trainer:
         numbers = (jnp.asarray(x, self.dtype) for x in (*numbers, 1.0, steps / 2))
         source = prefs.features if isinstance(prefs.features, FeatureSource) else None
         return self.run.train(
-            f"{name} {candidate}",
-            self.start(prefs, problem),
+            f"{name} {candidate} {start}",
+            self.start(prefs, problem, start),
             marginal.Data(problem, marginal.Settings(*numbers)),
             recipe=marginal.make_recipe(self.optimiser),
             num_steps=steps,
@@ -64,14 +70,16 @@ class Trainer:
             keep=_snapshot if snapshots else None,
         )
 
-    def start(self, prefs: Preferences, problem) -> marginal.TrainState:
-        """The state before the first step."""
+    def start(self, prefs: Preferences, problem, number: int) -> marginal.TrainState:
+        """The state before the first step; starts have numbers."""
         if self.init is not None:
             theta = theta_of(jnp.asarray(self.init.basis, self.dtype), self.whitening)
         else:
             rank = problem.atoms.shape[1]
             kind = self.config.start
-            theta = make_start(self.key_start, kind, prefs, self.whitening, rank)
+            key = self.key_start
+            key = jax.random.fold_in(key, number) if number else key
+            theta = make_start(key, kind, prefs, self.whitening, rank)
         return marginal.init_from(theta, problem, self.optimiser)
 
     def result(self, theta, log_weights, candidate: dict) -> tuple[jax.Array, Prior]:
@@ -126,25 +134,18 @@ def fit_marginal(
     train = Trainer(prefs, (key_atoms, key_start), config, init, run)
     validation = make_validation(prefs, key_split, config.validation_share)
     best = dict(rank=ranks[0], ridge=config.ridges[0], tempering=config.temperings[0])
-    concentration, spread, more = config.concentrations[0], config.spreads[0], []
-    curve = np.zeros(0, np.float32)
+    chosen, more, curve = None, [], np.zeros(0, np.float32)
     if validation.training.num_pairs and validation.heldout.num_pairs:
         best = _search(train, validation, ranks, config, run)
         thetas, log_weights = run.best
         results = [train.result(*x, best) for x in zip(thetas, log_weights)]
         curve = np.array(validation.curve(*zip(*results, strict=True)), np.float32)
-        basis, prior = results[-1]
-        chosen, more = choose_concentration(
-            validation, basis, prior, config.concentrations
-        )
-        chosen, last = choose_spread(validation, basis, chosen, config.spreads)
-        concentration, spread, more = chosen.concentration, chosen.spread, more + last
-    state, metrics, _ = train("all", prefs, best)
-    basis, prior = train.result(state.theta, state.log_weights, best)
-    prior = prior.replace(
-        concentration=jnp.asarray(concentration, train.dtype),
-        spread=jnp.asarray(spread, train.dtype),
-    )
+        chosen, more = choose_refinement(validation, *results[-1], config)
+    theta, log_weights, metrics = _train_on_all(train, prefs, best, run)
+    basis, prior = train.result(theta, log_weights, best)
+    if chosen is None:
+        chosen, _ = choose_refinement(None, basis, prior, config)
+    prior = refined_like(prior, chosen)
     adapted = adapt(basis, prefs, prior=prior)
     steps = np.arange(1, len(curve) + 1, dtype=np.int32) * stride(config.num_steps)
     return Fitted(
@@ -152,12 +153,39 @@ def fit_marginal(
         weights=jnp.asarray(adapted.weights),
         prior=prior,
         history=History(
-            *metrics, (*run.rows, *more), curve, steps.clip(max=config.num_steps)
+            metrics.loss,
+            metrics.weights_norm,
+            metrics.basis_norm,
+            (*run.rows, *more),
+            curve,
+            steps.clip(max=config.num_steps),
         ),
         temperature=config.temperature,
         config=config,
         ids=prefs.ids,
     )
+
+
+def _train_on_all(
+    train: Trainer, prefs: Preferences, best: dict, run: Run
+) -> tuple[jax.Array, jax.Array, Metrics]:
+    """(θ, log π, metrics) of the start with the least objective.
+
+    From some starts two true directions end in one column; the objective says so.
+    """
+    first = len(run.finished[0]) if run.finished else 0
+    for start in range(first, 1 if train.init is not None else train.config.num_starts):
+        state, metrics, _ = train("all", prefs, best, start=start)
+        users = (np.asarray(prefs.counts) > 0).sum()
+        penalty = best["ridge"] / 2 * float(jnp.sum(state.theta**2))
+        value = users * float(np.sum(metrics.loss[-1:])) + penalty
+        value = np.nan_to_num(value, nan=np.inf)
+        before, kept = np.zeros(0), (state.theta, state.log_weights, *metrics)
+        if run.finished:
+            before = run.finished[0]
+            kept = kept if value < before.min() else run.finished[1:]
+        run.finished = (np.append(before, value), *map(np.asarray, kept))
+    return run.finished[1], run.finished[2], Metrics._make(run.finished[3:])
 
 
 def _search(train: Trainer, validation: Validation, ranks, config, run: Run) -> dict:

@@ -5,6 +5,7 @@ that were held out whole (`data.hold_out`), never on random pairs.
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -117,44 +118,56 @@ def make_prior(atoms, log_weights, tempering, concentration, temperature) -> Pri
     )
 
 
-def choose_concentration(
-    validation: Validation, basis: jax.Array, prior: Prior, candidates: tuple
+def choose_refinement(
+    validation: Validation | None, basis: jax.Array, prior: Prior, config: TrainConfig
 ) -> tuple[Prior, list[dict]]:
-    """κ by grouped validation, everything else given: (prior, a row per κ).
+    """κ with δ, then ρ, by grouped validation: (prior, a row per candidate).
 
     Few and many pairs count alike (`SHOTS`): what is right for users with many pairs
-    may be wrong for new ones.
+    may be wrong for new ones. Without a validation the first of each grid is taken.
     """
-    if len(candidates) == 1 or prior.atoms.shape[1] == 1:
-        return prior.replace(
-            concentration=jnp.asarray(candidates[0], prior.atoms.dtype)
-        ), []
-    priors = [
-        prior.replace(concentration=jnp.asarray(c, prior.atoms.dtype))
-        for c in candidates
+    kappas, decays = config.concentrations, config.decays
+    pulls = [
+        {"concentration": kappa, "decay": decay}
+        for decay in decays
+        for kappa in kappas
+        if math.isfinite(kappa) or decay == decays[0]  # κ = ∞ has no δ.
     ]
-    losses = validation.loss(basis, priors, SHOTS)
-    rows = [
-        {"concentration": c, "log_loss": loss, "chosen": False}
-        for c, loss in zip(candidates, losses, strict=True)
-    ]
-    best = choose(rows)
-    return priors[rows.index(best)], rows
+    spreads = [{"spread": rho} for rho in config.spreads]
+    prior = _with(prior, pulls[0] | spreads[0])
+    rows: list[dict] = []
+    if validation is None or prior.atoms.shape[1] == 1:
+        return prior, rows
+    if len(pulls) > 1:
+        losses = validation.loss(basis, [_with(prior, x) for x in pulls], SHOTS)
+        rows += _rows(pulls, losses)
+        prior = _with(prior, pulls[rows.index(choose(rows))])
+    if len(spreads) > 1:
+        losses = spread_losses(basis, *validation, prior, config.spreads)
+        tried = _rows(spreads, losses)
+        prior = _with(prior, spreads[tried.index(choose(tried))])
+        rows += tried
+    return prior, rows
 
 
-def choose_spread(
-    validation: Validation, basis: jax.Array, prior: Prior, candidates: tuple
-) -> tuple[Prior, list[dict]]:
-    """ρ of `predict_proba` likewise: (prior, a row per ρ)."""
-    best, rows = candidates[0], []
-    if len(candidates) > 1 and prior.atoms.shape[1] > 1:
-        losses = spread_losses(basis, *validation, prior, candidates)
-        rows = [
-            {"spread": rho, "log_loss": loss, "chosen": False}
-            for rho, loss in zip(candidates, losses, strict=True)
-        ]
-        best = choose(rows)["spread"]
-    return prior.replace(spread=jnp.asarray(best, prior.atoms.dtype)), rows
+def _rows(candidates: Sequence[dict], losses: Sequence[float]) -> list[dict]:
+    return [
+        {**candidate, "log_loss": loss, "chosen": False}
+        for candidate, loss in zip(candidates, losses, strict=True)
+    ]
+
+
+def _with(prior: Prior, settings: dict) -> Prior:
+    dtype = prior.atoms.dtype
+    return prior.replace(
+        **{name: jnp.asarray(x, dtype) for name, x in settings.items()}
+    )
+
+
+def refined_like(prior: Prior, chosen: Prior) -> Prior:
+    """`prior` with the κ, δ and ρ of `chosen`."""
+    names = "concentration", "decay", "spread"
+    return prior.replace(**{name: getattr(chosen, name) for name in names})
 
 
 def learn_prior(
@@ -193,21 +206,15 @@ def learn_prior(
         return make_prior(atoms, log_weights, tempering, np.inf, temperature)
 
     if not validation.training.num_pairs:
-        return learn(prefs, config.temperings[0]), ()
+        prior = learn(prefs, config.temperings[0])
+        return choose_refinement(None, eye, prior, config)[0], ()
     priors = [learn(validation.training, g) for g in config.temperings]
     losses = validation.loss(eye, priors)
-    rows = [
-        {"tempering": g, "log_loss": loss, "chosen": False}
-        for g, loss in zip(config.temperings, losses, strict=True)
-    ]
+    rows = _rows([{"tempering": g} for g in config.temperings], losses)
     best = rows.index(choose(rows))
-    chosen, more = choose_concentration(
-        validation, eye, priors[best], config.concentrations
-    )
-    chosen, last = choose_spread(validation, eye, chosen, config.spreads)
+    chosen, more = choose_refinement(validation, eye, priors[best], config)
     final = learn(prefs, config.temperings[best])
-    final = final.replace(concentration=chosen.concentration, spread=chosen.spread)
-    return final, (*rows, *more, *last)
+    return refined_like(final, chosen), (*rows, *more)
 
 
 def _tempered_table(prefs, atoms, temperature, tempering) -> jax.Array:

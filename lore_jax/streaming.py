@@ -26,7 +26,7 @@ FORMAT = "lore_jax.users"
 VERSION = 1
 _CHUNKS = (16384, 1024, 64)
 _SUMS = ("table", "linear", "quadratic", "num_pairs")
-_PRIOR = ("atoms", "log_weights", "concentration", "tempering", "spread")
+_PRIOR = ("atoms", "log_weights", "concentration", "tempering", "spread", "decay")
 
 
 class UserStates(struct.PyTreeNode):

@@ -72,12 +72,15 @@ class Prior(struct.PyTreeNode):
       atoms: float[A, K], points of the simplex.
       log_weights: float[A], log π, normalised.
       concentration: κ, float[]. Strength of the refinement's pull towards the
-        posterior mean, in pairs; infinity keeps the posterior mean itself.
+        posterior mean of a user with ten pairs, in pairs; infinity keeps the posterior
+        mean itself.
       tempering: γ ≥ 0, float[]. The likelihood of a user with n pairs counts with power
         η = n^−γ: pairs of one user share responses and are not independent, so n of
         them are worth n^(1−γ).
       spread: ρ ≥ 0, float[], how much of the posterior's covariance `predict_proba`
         integrates over; `fit` learns it. The default gains less than a learned one.
+      decay: δ, float[]. With n pairs the pull is κ_n = κ (n / 10)^−δ: above 0 where
+        the atoms lie too far apart for users with many pairs.
       temperature: T of the rewards that the atoms mix.
     """
 
@@ -86,6 +89,7 @@ class Prior(struct.PyTreeNode):
     concentration: jax.Array
     tempering: jax.Array
     spread: Any = np.float32(0.1)
+    decay: Any = np.float32(0.0)
     temperature: float = struct.field(pytree_node=False, default=1.0)
 
     @property

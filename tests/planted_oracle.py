@@ -159,6 +159,7 @@ def compare(alpha, rank, pairs, *, users=400, seed=0, config=None, **sampler):
         "difference": difference.mean(),
         "error": difference.std() / math.sqrt(users),
         "kappa": float(prior.concentration),
+        "decay": float(prior.decay),
         "gamma": float(prior.tempering),
     }
 

@@ -7,7 +7,7 @@ import pytest
 
 import lore_jax as lore
 from lore_jax import predict
-from lore_jax.selection import choose_spread, make_validation
+from lore_jax.selection import choose_refinement, make_validation
 
 RANK = 3
 
@@ -203,8 +203,8 @@ def test_integrating_beats_plugging_in(few_pairs):
     prior, truth, seen, new, pairs, others = few_pairs
     eye = np.eye(5, dtype=np.float32)
     validation = make_validation(others, jax.random.key(0), 0.3)
-    candidates = lore.TrainConfig().spreads
-    learned, rows = choose_spread(validation, eye, prior, candidates)
+    config = lore.TrainConfig(concentrations=(10.0,), decays=(0.0,))
+    learned, rows = choose_refinement(validation, eye, prior, config)
     assert learned.spread > 0
     assert sum(row["chosen"] for row in rows) == 1
 

@@ -51,6 +51,30 @@ def test_deterministic_for_a_key_and_compiled_once(table, quick, compilations):
     assert not np.allclose(other.basis, quick.basis)
 
 
+def test_of_several_starts_the_least_objective_is_kept(table, monkeypatch):
+    config, ends = dataclasses.replace(QUICK, num_starts=5), []
+    original = search.Trainer.__call__
+
+    def spy(self, name, prefs, candidate, **settings):
+        found = original(self, name, prefs, candidate, **settings)
+        if name == "all":
+            state, metrics, _ = found
+            penalty = candidate["ridge"] / 2 * float((state.theta**2).sum())
+            ends.append((12 * float(metrics.loss[-1]) + penalty, np.array(state.theta)))
+        return found
+
+    monkeypatch.setattr(search.Trainer, "__call__", spy)
+    fitted = lore.fit(table, rank=2, key=jax.random.key(1), config=config)
+    best = int(np.argmin([value for value, _ in ends]))
+    assert best not in (0, 4)
+    _, theta = ends[best]
+    whitening_of = whitening.whiten(table, np.float32)
+    np.testing.assert_array_equal(fitted.basis, whitening.basis_of(theta, whitening_of))
+    given = lore.fit(table, rank=2, key=KEY, config=config, init=fitted.params)
+    assert given.history.loss.shape == (20,)
+    assert len(ends) == 6
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_the_scale_of_the_features_changes_nothing(table, quick, scale):
     scaled = table.replace(features=table.features * np.float32(scale))
