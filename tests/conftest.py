@@ -89,6 +89,7 @@ def small_prior():
         log_weights=np.log(rng.dirichlet(np.ones(20))).astype(np.float32),
         concentration=np.float32(5.0),
         tempering=np.float32(0.2),
+        decay=np.float32(-0.5),
         temperature=2.0,
     )
 

@@ -537,6 +537,11 @@ CASES = {
         ValueError,
         r"prior\.tempering must be at least 0, got -0\.5",
     ),
+    "adapt_prior_decay": (
+        lambda: adapt(prior=PRIOR.replace(decay=jnp.asarray(jnp.nan))),
+        ValueError,
+        r"prior\.decay must be finite, got nan",
+    ),
     "adapt_prior_concentration": (
         lambda: adapt(prior=PRIOR.replace(concentration=jnp.asarray(-2.0))),
         ValueError,

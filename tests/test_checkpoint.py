@@ -31,6 +31,7 @@ def make_fit(num_users=4, num_features=5, rank=3, *, pruned=False, names=True, s
             log_weights=jnp.full(rank, -np.log(rank), jnp.float32),
             concentration=jnp.asarray(np.inf, jnp.float32),
             tempering=jnp.asarray(0.25, jnp.float32),
+            decay=jnp.asarray(0.5, jnp.float32),
             temperature=100.0,
         ),
         history=History(

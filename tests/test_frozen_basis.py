@@ -55,9 +55,8 @@ def test_settings_are_chosen_on_held_out_judgements(frozen):
         if row["chosen"]:
             chosen.update(row)
     np.testing.assert_allclose(frozen.prior.tempering, chosen["tempering"], rtol=1e-6)
-    np.testing.assert_allclose(
-        frozen.prior.concentration, chosen["concentration"], rtol=1e-6
-    )
+    for name in ("concentration", "decay"):
+        np.testing.assert_allclose(getattr(frozen.prior, name), chosen[name], rtol=1e-6)
 
 
 def test_few_pairs_of_a_new_user_help(scored, frozen):

@@ -19,6 +19,7 @@ def make_prior(seed=0, rank=RANK, **changes):
         "log_weights": np.log(rng.dirichlet(np.ones(20))).astype(np.float32),
         "concentration": np.float32(5.0),
         "tempering": np.float32(0.2),
+        "decay": np.float32(0.5),
     }
     return lore.Prior(**{**fields, **changes}, temperature=2.0)
 
@@ -63,6 +64,7 @@ def oracle_moments(z, weight, label, p, prior):
         return mean, between
     chance = 1 / (1 + np.exp(-(z @ p)))
     curve = power * (z.T * (weight * chance * (1 - chance))) @ z
+    kappa *= (max(weight.sum(), 1) / 10) ** -float(prior.decay)
     curve += np.diag(kappa * mean / p**2)
     # A basis of the plane Σ dp = 0 turns the constrained inverse into a plain one.
     plane = np.linalg.svd(np.ones((1, len(p))))[2][1:].T

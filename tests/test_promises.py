@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 import lore_jax as lore
 from lore_jax.adapt import adapt_users
 from lore_jax.floor import chunks
-from lore_jax.selection import learn_prior
+from lore_jax.selection import choose_refinement, learn_prior, make_validation
 
 
 def stacked(z):
@@ -48,6 +48,22 @@ def test_many_directions_and_pairs_keep_up_with_map():
     assert gains["state"] > gains["default"] - 0.7
     assert gains["atoms"] < gains["default"] - 0.5
     assert np.abs(weights["default"] - weights["state"]).max() > 1e-4
+
+
+def test_the_pull_is_learned_to_fade_where_atoms_are_far_apart():
+    """With 60 pairs a user is known better than 20 atoms at rank 8 can say."""
+    rng = np.random.default_rng(8)
+    prior = oracle.drawn_prior(rng, 1.0, 8, num_atoms=20)
+    _, z, _ = oracle.population(rng, 1.0, 8, 60, 200, new_pairs=0)
+    validation = make_validation(stacked(z), jax.random.key(0), 0.3)
+    decays = (0.0, 0.5, -0.5)
+    config = lore.TrainConfig(concentrations=(10.0,), decays=decays, spreads=(0.0,))
+    chosen, rows = choose_refinement(validation, np.eye(8), prior, config)
+    assert [row["decay"] for row in rows] == list(decays)
+    assert chosen.decay == 0.5
+    untold, rows = choose_refinement(None, np.eye(8), prior, config)
+    assert untold.decay == 0
+    assert rows == []
 
 
 def test_the_tempering_is_learned_from_how_much_pairs_repeat():
@@ -156,6 +172,7 @@ def test_gradients_flow_to_the_basis_and_the_prior():
             concentration=np.float64(4),
             tempering=np.float64(0.3),
             spread=np.float64(0.1),
+            decay=np.float64(0.4),
         )
 
         def value(basis, prior):
@@ -167,6 +184,7 @@ def test_gradients_flow_to_the_basis_and_the_prior():
             jitted, (basis, prior), order=1, modes=["rev"], atol=1e-5, rtol=1e-5
         )
         to_basis, to_prior = jax.vjp(jitted, basis, prior)[1](1.0)
-        for name in ("atoms", "log_weights", "concentration", "tempering"):
+        parts = "atoms", "log_weights", "concentration", "tempering", "decay"
+        for name in parts:
             assert np.abs(getattr(to_prior, name)).max() > 1e-4, name
         assert np.abs(to_basis).max() > 1e-3

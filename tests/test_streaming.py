@@ -185,6 +185,7 @@ def test_weights_are_optimal(state, prior, kappa):
     np.testing.assert_allclose(got[4], prior.mean, atol=1e-6)
     for u in range(4):
         power = max(state.num_pairs[u], 1) ** -0.2
+        pull = kappa * (max(state.num_pairs[u], 1) / 10) ** 0.5
         joint = power * state.table[u].astype(np.float64) + prior.log_weights
         q = np.exp(joint - joint.max())
         mean = q @ prior.atoms / q.sum()
@@ -195,9 +196,9 @@ def test_weights_are_optimal(state, prior, kappa):
         full[np.triu_indices(RANK)] = state.quadratic[u]
         full = full + full.T - np.diag(np.diag(full))
 
-        def value(p, u=u, full=full, power=power, mean=mean):
+        def value(p, u=u, full=full, power=power, mean=mean, pull=pull):
             cost = power * (0.5 * p @ full @ p - state.linear[u] @ p)
-            return cost - kappa * mean @ np.log(np.maximum(p, 1e-30))
+            return cost - pull * mean @ np.log(np.maximum(p, 1e-30))
 
         best = value(got[u])
         rng = np.random.default_rng(u)
