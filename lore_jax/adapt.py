@@ -141,7 +141,7 @@ def _temperature(config: AdaptConfig, prior: Prior | None) -> float:
 
 def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
     """A function (z, weight, label, start) → the arrays of `Adapted` for one chunk."""
-    scale = jnp.asarray(1 / temperature, dtype)
+    scale = np.asarray(1 / temperature, dtype)
     if config.method == "maximum_likelihood":
         return lambda z, w, y, _: _maximum_likelihood(z, w, y, scale)
     if config.method == "maximum_a_posteriori":
@@ -161,9 +161,9 @@ def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
         )
     prior = uniform_prior(rank, temperature) if prior is None else prior
     # The scale is passed apart: one program serves all temperatures.
-    prior = jax.tree.map(lambda x: jnp.asarray(x, dtype), prior).replace(
-        temperature=1.0
-    )
+    prior = jax.tree.map(
+        lambda x: x if x.dtype == dtype else jnp.asarray(x, dtype), prior
+    ).replace(temperature=1.0)
     return lambda z, w, y, _: _posterior(
         z, w, y, scale, prior, unit_weights=unit_weights, spread=spread
     )

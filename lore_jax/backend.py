@@ -1,10 +1,11 @@
 """What depends on the backend: sizes of chunks, LAPACK, and a thread a core."""
 
+import functools
 import itertools
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import jax
@@ -113,8 +114,19 @@ def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
                     raise
 
     others = multiprocessing.cpu_count() - 1
-    with ThreadPoolExecutor(max(1, others)) as pool:
-        futures = [pool.submit(work) for _ in range(others)]
+    futures = [_pool(max(1, others)).submit(work) for _ in range(others)]
+    try:
         work()
-        for future in futures:
-            future.result()
+    finally:
+        # One that has not begun has nothing left to do; it may never begin, where the
+        # caller itself is of the pool.
+        begun = [future for future in futures if not future.cancel()]
+        wait(begun)
+    for future in begun:
+        future.result()
+
+
+@functools.cache
+def _pool(size: int) -> ThreadPoolExecutor:
+    """Threads that stay: starting one costs a millisecond."""
+    return ThreadPoolExecutor(size, thread_name_prefix="lore_jax")

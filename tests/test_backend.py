@@ -32,6 +32,21 @@ def test_items_run_at_the_same_time(monkeypatch):
     backend.for_each(lambda _: barrier.wait(timeout=30), range(2))
 
 
+def test_an_item_may_have_items_of_its_own():
+    """Though every thread is taken: the caller does what nobody else can."""
+    seen = []
+
+    def outer(i):
+        backend.for_each(lambda j: seen.append((i, j)), range(3))
+
+    caller = threading.Thread(
+        target=backend.for_each, args=(outer, range(20)), daemon=True
+    )
+    caller.start()
+    caller.join(timeout=60)
+    assert sorted(seen) == [(i, j) for i in range(20) for j in range(3)]
+
+
 def test_threads_keep_the_precision_of_the_caller():
     kinds = [None] * 4
 
