@@ -15,7 +15,8 @@ class TrainConfig:
 
     Attributes:
       method: "marginal", "joint" or "alternating".
-      num_steps: optimiser steps.
+      num_steps: optimiser steps; "marginal" stops at the tenth of them that is best on
+        held-out judgements.
       learning_rate: Adam's; for "marginal" in units of the scaled problem.
       temperature: T.
       num_atoms: atoms of the prior beside the K vertices, at least.

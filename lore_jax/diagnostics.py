@@ -26,15 +26,16 @@ def report(fitted: Fitted) -> dict[str, Any]:
       - "spread": mean over users of ½ Σ_k |p_uk − mean_k|, the total variation from
         the population's mean; 0 … 1.
       - "collapsed": spread below 0.02 at rank 2 or more: the same weights for all.
-      - "loss": float[num_steps], training curve.
+      - "loss": float[S], training curve.
       - "last_change": relative change of the loss over the last tenth of the steps;
         NaN without steps.
       - "last_slope": norm of the slope in V at the end over its largest one so far;
         NaN without steps.
-      - "validation": float[S], macro log-loss on held-out judgements of the chosen
+      - "validation": float[C], macro log-loss on held-out judgements of the chosen
         candidate, trained without them; empty where nothing was held out.
-      - "validation_steps": int[S], after how many steps.
-      - "best_step": of these, the one with the least loss; None without any.
+      - "validation_steps": int[C], after how many steps.
+      - "best_step": of these, the one with the least loss, where the fit stopped; None
+        without any.
       - "over_fitted": by how much the last validation loss is above the least; NaN
         without any.
       - "selection": the candidates that validation compared.

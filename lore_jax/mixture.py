@@ -2,11 +2,12 @@
 
 Around the weights p that `adapt` returns, the posterior has covariance
 
-    Σ = Σ_a q_a (a − p̄)(a − p̄)ᵀ + Laplace's at p,
+    Σ = (tr B · B + tr L · L) / (tr B + tr L),   B = Σ_a q_a (a − p̄)(a − p̄)ᵀ
 
-q the posterior over the prior's atoms and p̄ their mean. The atoms carry the spread of
-a user with few pairs; Laplace's part carries it where many pairs leave one atom alone,
-and vanishes at κ = ∞.
+with q the posterior over the prior's atoms, p̄ their mean and L Laplace's at p, which
+vanishes at κ = ∞. B is right while several atoms share the posterior and goes to 0
+where many pairs leave one atom alone; there L takes over. Where both say the same, so
+does Σ: their sum would count it twice.
 """
 
 import functools
@@ -67,7 +68,16 @@ def mixture_of(
     between = lax.map(_between(prior.atoms), (probability, mean), batch_size=128)
     within = laplace(data, weights, mean, pull_towards_mean(total, prior))
     within = jnp.where(jnp.isfinite(prior.concentration), within, 0)
-    return Mixture(weights, probability, mean, between + within, prior.atoms)
+    covariance = _larger(between, within)
+    return Mixture(weights, probability, mean, covariance, prior.atoms)
+
+
+def _larger(first, second):
+    """Mean of covariances float[B, K, K], each counting as much as it is large."""
+    sizes = [jnp.trace(x, axis1=1, axis2=2)[:, None, None] for x in (first, second)]
+    total = sizes[0] + sizes[1]
+    both = sizes[0] * first + sizes[1] * second
+    return both / jnp.where(total > 0, total, 1)
 
 
 def _between(atoms):

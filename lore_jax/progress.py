@@ -69,6 +69,7 @@ class Run:
         num_steps: int,
         source: FeatureSource | None = None,
         keep: Callable[[Any], tuple] | None = None,
+        pace: int | None = None,
     ) -> tuple[Any, Metrics, tuple]:
         """`descent.train` from the start, or from where the record `name` stopped.
 
@@ -79,21 +80,20 @@ class Run:
           recipe: what a step is.
           num_steps: at least 0.
           source: the table where it is no array.
-          keep: arrays of a state to keep after every tenth of the steps.
+          keep: arrays of a state to keep after every `pace` steps and at the end.
+          pace: steps of one compiled program; None makes it one of all steps.
 
         Returns:
-          (state, metrics, arrays of `keep` stacked over at most 10 snapshots).
+          (state, metrics, arrays of `keep` stacked over the snapshots).
         """
         metrics, trail = None, ()
         if self._resume is not None and self._resume.name == name:
             state = _restored(state, self._resume.state)
             metrics, trail = self._resume.metrics, self._resume.trail
             self._resume = None
-        strides = []
-        if keep is not None:
-            strides.append(stride(num_steps))
+        strides = [] if pace is None else [pace]
         if self._on_progress is not None:
-            strides.append(self._every or stride(num_steps))
+            strides.append(self._every or pace or stride(num_steps))
 
         def after(state, metrics):
             nonlocal trail

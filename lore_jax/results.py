@@ -63,14 +63,14 @@ class History(NamedTuple):
     """How a fit went.
 
     Attributes:
-      loss: float[num_steps], data term before each step.
-      weights_norm: float[num_steps].
-      basis_norm: float[num_steps].
+      loss: float[S], data term before each step.
+      weights_norm: float[S].
+      basis_norm: float[S].
       selection: one dict per candidate that validation compared, the chosen one
         marked; empty where nothing was selected.
-      validation: float[S], macro log-loss on the held-out judgements of the chosen
+      validation: float[C], macro log-loss on the held-out judgements of the chosen
         candidate, trained without them, at κ = ∞; empty where nothing was held out.
-      validation_steps: int[S], after how many steps.
+      validation_steps: int[C], after how many steps.
     """
 
     loss: Any

@@ -1,4 +1,4 @@
-"""The default recipe: rank, γ, λ and κ on held-out judgements, then all pairs."""
+"""The default recipe: every setting on held-out judgements, then all pairs."""
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from lore_jax.selection import (
     make_prior,
     make_validation,
     refined_like,
+    rows_of,
 )
 from lore_jax.starts import make_start
 from lore_jax.types import FeatureSource, Preferences, Prior, RewardParams
@@ -44,6 +45,7 @@ class Trainer:
         candidate: dict,
         *,
         start: int = 0,
+        num_steps: int | None = None,
         snapshots=False,
     ) -> tuple[marginal.TrainState, Metrics, tuple]:
         """(state, metrics, snapshots of (θ, log π)); `name` says which pairs."""
@@ -65,9 +67,10 @@ class Trainer:
             self.start(prefs, problem, start),
             marginal.Data(problem, marginal.Settings(*numbers)),
             recipe=marginal.make_recipe(self.optimiser),
-            num_steps=steps,
+            num_steps=steps if num_steps is None else num_steps,
             source=source,
             keep=_snapshot if snapshots else None,
+            pace=stride(steps),
         )
 
     def start(self, prefs: Preferences, problem, number: int) -> marginal.TrainState:
@@ -135,19 +138,24 @@ def fit_marginal(
     validation = make_validation(prefs, key_split, config.validation_share)
     best = dict(rank=ranks[0], ridge=config.ridges[0], tempering=config.temperings[0])
     chosen, more, curve = None, [], np.zeros(0, np.float32)
+    num_steps = config.num_steps
     if validation.training.num_pairs and validation.heldout.num_pairs:
         best = _search(train, validation, ranks, config, run)
         thetas, log_weights = run.best
         results = [train.result(*x, best) for x in zip(thetas, log_weights)]
-        curve = np.array(validation.curve(*zip(*results, strict=True)), np.float32)
-        chosen, more = choose_refinement(validation, *results[-1], config)
-    theta, log_weights, metrics = _train_on_all(train, prefs, best, run)
+        losses = validation.curve(*zip(*results, strict=True))
+        counts = (stride(num_steps) * np.arange(1, len(losses) + 1)).clip(max=num_steps)
+        stops = rows_of([{"num_steps": int(n)} for n in counts], losses)
+        at = stops.index(choose(stops))
+        num_steps, curve = stops[at]["num_steps"], np.array(losses, np.float32)
+        chosen, rows = choose_refinement(validation, *results[at], config)
+        more = [*stops, *rows]
+    theta, log_weights, metrics = _train_on_all(train, prefs, best, num_steps, run)
     basis, prior = train.result(theta, log_weights, best)
     if chosen is None:
         chosen, _ = choose_refinement(None, basis, prior, config)
     prior = refined_like(prior, chosen)
     adapted = adapt(basis, prefs, prior=prior)
-    steps = np.arange(1, len(curve) + 1, dtype=np.int32) * stride(config.num_steps)
     return Fitted(
         params=RewardParams(basis=basis, logits=jnp.asarray(adapted.logits)),
         weights=jnp.asarray(adapted.weights),
@@ -158,7 +166,7 @@ def fit_marginal(
             metrics.basis_norm,
             (*run.rows, *more),
             curve,
-            steps.clip(max=config.num_steps),
+            np.array([row["num_steps"] for row in more[: len(curve)]], np.int32),
         ),
         temperature=config.temperature,
         config=config,
@@ -167,7 +175,7 @@ def fit_marginal(
 
 
 def _train_on_all(
-    train: Trainer, prefs: Preferences, best: dict, run: Run
+    train: Trainer, prefs: Preferences, best: dict, num_steps: int, run: Run
 ) -> tuple[jax.Array, jax.Array, Metrics]:
     """(θ, log π, metrics) of the start with the least objective.
 
@@ -175,7 +183,7 @@ def _train_on_all(
     """
     first = len(run.finished[0]) if run.finished else 0
     for start in range(first, 1 if train.init is not None else train.config.num_starts):
-        state, metrics, _ = train("all", prefs, best, start=start)
+        state, metrics, _ = train("all", prefs, best, start=start, num_steps=num_steps)
         users = (np.asarray(prefs.counts) > 0).sum()
         penalty = best["ridge"] / 2 * float(jnp.sum(state.theta**2))
         value = users * float(np.sum(metrics.loss[-1:])) + penalty

@@ -140,17 +140,18 @@ def choose_refinement(
         return prior, rows
     if len(pulls) > 1:
         losses = validation.loss(basis, [_with(prior, x) for x in pulls], SHOTS)
-        rows += _rows(pulls, losses)
+        rows += rows_of(pulls, losses)
         prior = _with(prior, pulls[rows.index(choose(rows))])
     if len(spreads) > 1:
         losses = spread_losses(basis, *validation, prior, config.spreads)
-        tried = _rows(spreads, losses)
+        tried = rows_of(spreads, losses)
         prior = _with(prior, spreads[tried.index(choose(tried))])
         rows += tried
     return prior, rows
 
 
-def _rows(candidates: Sequence[dict], losses: Sequence[float]) -> list[dict]:
+def rows_of(candidates: Sequence[dict], losses: Sequence[float]) -> list[dict]:
+    """What `choose` marks one of, and `History.selection` holds."""
     return [
         {**candidate, "log_loss": loss, "chosen": False}
         for candidate, loss in zip(candidates, losses, strict=True)
@@ -210,7 +211,7 @@ def learn_prior(
         return choose_refinement(None, eye, prior, config)[0], ()
     priors = [learn(validation.training, g) for g in config.temperings]
     losses = validation.loss(eye, priors)
-    rows = _rows([{"tempering": g} for g in config.temperings], losses)
+    rows = rows_of([{"tempering": g} for g in config.temperings], losses)
     best = rows.index(choose(rows))
     chosen, more = choose_refinement(validation, eye, priors[best], config)
     final = learn(prefs, config.temperings[best])

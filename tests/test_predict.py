@@ -68,7 +68,9 @@ def oracle_moments(z, weight, label, p, prior):
     curve += np.diag(kappa * mean / p**2)
     # A basis of the plane Σ dp = 0 turns the constrained inverse into a plain one.
     plane = np.linalg.svd(np.ones((1, len(p))))[2][1:].T
-    return mean, between + plane @ np.linalg.inv(plane.T @ curve @ plane) @ plane.T
+    within = plane @ np.linalg.inv(plane.T @ curve @ plane) @ plane.T
+    sizes = np.array([np.trace(between), np.trace(within)])
+    return mean, np.tensordot(sizes / sizes.sum(), [between, within], 1)
 
 
 @pytest.mark.parametrize("kappa", [0.5, 5.0, np.inf])

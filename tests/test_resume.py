@@ -91,7 +91,11 @@ def test_interrupted_anywhere_it_ends_the_same(
 
     through = Recorder(path)
     want = fit(through)
-    assert {n for _, n in through.calls} == {2, 4} | ({5} if name == "joint" else set())
+    calls = {n for _, n in through.calls}
+    if name == "default":  # All pairs are trained on for as long as was best.
+        assert {2, 4} <= calls <= {1, 2, 3, 4}
+    else:
+        assert calls == {2, 4} | ({5} if name == "joint" else set())
     names = list(dict.fromkeys(name for name, _ in through.calls))
     total = len(through.calls)
     if name == "default":  # The search's candidates, then all pairs.

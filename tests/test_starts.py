@@ -98,7 +98,7 @@ def test_the_config_says_which_start(prefs):
         trainer = search.Trainer(prefs, keys, config, None, Run())
         coordinates, atoms = trainer.whitening, jnp.eye(2)
         problem = marginal.make_problem(prefs, atoms, jnp.ones(2) / 2, coordinates)
-        theta.append(trainer.start(prefs, problem).theta)
+        theta.append(trainer.start(prefs, problem, 0).theta)
         want = starts.make_start(keys[1], kind, prefs, coordinates, 2)
         np.testing.assert_array_equal(theta[-1], want)
     assert not np.allclose(*theta)
