@@ -51,17 +51,17 @@ def test_many_directions_and_pairs_keep_up_with_map():
 
 
 def test_the_pull_is_learned_to_fade_where_atoms_are_far_apart():
-    """With 60 pairs a user is known better than 20 atoms at rank 8 can say."""
+    """With 50 pairs a user is known better than 9 atoms at rank 5 can say."""
     rng = np.random.default_rng(8)
-    prior = oracle.drawn_prior(rng, 1.0, 8, num_atoms=20)
-    _, z, _ = oracle.population(rng, 1.0, 8, 60, 200, new_pairs=0)
+    prior = oracle.drawn_prior(rng, 1.0, 5, num_atoms=9)
+    _, z, _ = oracle.population(rng, 1.0, 5, 50, 150, new_pairs=0)
     validation = make_validation(stacked(z), jax.random.key(0), 0.3)
     decays = (0.0, 0.5, -0.5)
     config = lore.TrainConfig(concentrations=(10.0,), decays=decays, spreads=(0.0,))
-    chosen, rows = choose_refinement(validation, np.eye(8), prior, config)
+    chosen, rows = choose_refinement(validation, np.eye(5), prior, config)
     assert [row["decay"] for row in rows] == list(decays)
     assert chosen.decay == 0.5
-    untold, rows = choose_refinement(None, np.eye(8), prior, config)
+    untold, rows = choose_refinement(None, np.eye(5), prior, config)
     assert untold.decay == 0
     assert rows == []
 
