@@ -40,6 +40,7 @@ import lore_jax as lore
 from benchmarks import measure
 from lore_jax import simplex
 from lore_jax.prior import posterior_mean
+from lore_jax.selection import make_atoms
 
 ADAM_STEPS = 500
 ADAM_USERS = 8192
@@ -50,12 +51,11 @@ CONFIGS = {
 }
 
 
-def make_prior(rank: int, num_atoms: int = 128) -> lore.Prior:
-    """K vertices and Dirichlet(1) draws, refined and tempered like a fitted prior."""
-    draws = np.random.default_rng(0).dirichlet(np.ones(rank), num_atoms)
-    atoms = np.concatenate([np.eye(rank), draws])
+def make_prior(rank: int) -> lore.Prior:
+    """The atoms of a fitted prior, refined and tempered like one."""
+    atoms = make_atoms(jax.random.key(0), rank, lore.TrainConfig().num_atoms)
     return lore.Prior(
-        atoms=jnp.asarray(atoms, jnp.float32),
+        atoms=atoms,
         log_weights=jnp.full(len(atoms), -np.log(len(atoms)), jnp.float32),
         concentration=jnp.float32(20.0),
         tempering=jnp.float32(0.3),
