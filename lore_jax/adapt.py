@@ -162,7 +162,7 @@ def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
     prior = uniform_prior(rank, temperature) if prior is None else prior
     # The scale is passed apart: one program serves all temperatures.
     prior = jax.tree.map(
-        lambda x: x if x.dtype == dtype else jnp.asarray(x, dtype), prior
+        lambda x: x if getattr(x, "dtype", 0) == dtype else jnp.asarray(x, dtype), prior
     ).replace(temperature=1.0)
     return lambda z, w, y, _: _posterior(
         z, w, y, scale, prior, unit_weights=unit_weights, spread=spread

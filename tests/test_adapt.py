@@ -179,6 +179,13 @@ def test_every_part_of_the_prior_matters(basis, prefs, prior, default, changes):
         assert change[EMPTY] == 0
 
 
+def test_the_numbers_of_a_prior_may_be_plain(basis, prefs, prior, default):
+    names = "concentration", "tempering", "decay"
+    plain = prior.replace(**{name: float(getattr(prior, name)) for name in names})
+    out = lore.adapt(basis, prefs, prior=plain)
+    np.testing.assert_array_equal(out.weights, default.weights)
+
+
 def test_maximum_likelihood_ignores_the_prior(basis, prefs, prior, likeliest):
     out = lore.adapt(basis, prefs, prior=prior, config=ML)
     np.testing.assert_array_equal(out.weights, likeliest.weights)

@@ -537,6 +537,16 @@ CASES = {
         ValueError,
         r"prior\.tempering must be at least 0, got -0\.5",
     ),
+    "train_num_starts": (
+        lambda: lore.TrainConfig(num_starts=0),
+        ValueError,
+        "num_starts must be",
+    ),
+    "train_decays": (
+        lambda: lore.TrainConfig(decays=(float("nan"),)),
+        ValueError,
+        "decays",
+    ),
     "adapt_prior_decay": (
         lambda: adapt(prior=PRIOR.replace(decay=jnp.asarray(jnp.nan))),
         ValueError,
