@@ -24,13 +24,13 @@ class TrainConfig:
         ("marginal"). The search compares all ranks at the first λ and γ, then all γ,
         then all λ, then the ranks again, each at the best of the others so far.
       temperings: candidate γ of the prior.
-      concentrations: candidate κ of the prior.
-      decays: candidate δ of the prior, each with every κ.
+      concentrations: candidate κ of the prior; λ, γ and K are compared at the first.
+      decays: candidate δ of the prior, each with every κ; likewise.
       spreads: candidate ρ of the prior.
       ranks: candidate K of `rank="auto"`.
-      start: "random", or "svd": directions that users' mean differences vary in most.
-      num_starts: trainings on all pairs, from different starts; the one that reaches
-        the least objective is kept.
+      start: "svd", directions that users' mean differences vary in most, or "random".
+      num_starts: trainings on all pairs, the first from `start`, the others from random
+        ones; the one that reaches the least objective is kept.
       validation_share: share of each user's rows held out for the selection.
       alpha: strength of the published anchor ("joint": L2, "alternating": cosine).
       prune: drop directions that no user weights above 1e-2 ("alternating").
@@ -43,13 +43,13 @@ class TrainConfig:
     num_atoms: int = 64
     ridges: tuple[float, ...] = (0.2, 0.02, 0.05, 0.1, 0.4, 0.8)
     temperings: tuple[float, ...] = (0.4, 0.0, 0.2, 0.3, 0.5)
-    concentrations: tuple[float, ...] = (3.0, 1.0, 10.0, 30.0, math.inf)
+    concentrations: tuple[float, ...] = (3.0, 0.3, 1.0, 10.0, 30.0, math.inf)
     decays: tuple[float, ...] = (0.0, 0.5, -0.5)
     spreads: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
     ranks: tuple[int, ...] = (1, 2, 5, 10)
-    start: Literal["random", "svd"] = "random"
+    start: Literal["random", "svd"] = "svd"
     num_starts: int = 2
-    validation_share: float = 0.3
+    validation_share: float = 0.2
     alpha: float = 0.0
     prune: bool = False
 

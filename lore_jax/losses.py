@@ -83,19 +83,9 @@ def bradley_terry_loss(
     shape = (prefs.num_users, params.basis.shape[1])
     _checks.check_weights(params.logits, *shape, "logits")
     _checks.check_positive(temperature, "temperature")
-    proj = project(prefs.features, params.basis)
-    return floor_loss(proj, params.logits, prefs, temperature, weighting)
-
-
-def floor_loss(
-    proj: jax.Array,
-    logits: jax.Array,
-    prefs: Preferences,
-    temperature: float,
-    weighting: Literal["pairs", "users"],
-) -> jax.Array:
-    """`bradley_terry_loss` from projected features proj float[M, K]."""
-    m = stored_margins(proj, mixture_weights(logits), prefs) / temperature
+    weights = mixture_weights(params.logits)
+    m = stored_margins(project(prefs.features, params.basis), weights, prefs)
+    m = m / temperature
     coefficients = pair_coefficients(prefs, weighting, m.dtype)
     return jnp.sum(coefficients * pair_loss(m, prefs.label))
 

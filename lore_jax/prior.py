@@ -172,19 +172,15 @@ def expected_slopes(atoms, share, z, label):
     """
     shared = functools.partial(jnp.matmul, precision=_EXACT)
 
-    def add(_, pairs):
-        z, label = pairs
-        out = []
-        for i in range(len(z)):
-            m = shared(atoms, z[i])
-            e = jnp.exp(-jnp.abs(m))
-            slope = jnp.where(m > 0, e, 1) / (1 + e)
-            if label is not None:
-                slope = slope - (1 - label[i])[None]
-            out.append(shared(atoms.T, slope * share))
-        return None, jnp.stack(out)
+    def add(_, pair):
+        z, label = pair
+        slope = 0.5 - 0.5 * jnp.tanh(0.5 * shared(atoms, z))  # 1 − σ(m)
+        if label is not None:
+            slope = slope - (1 - label)[None]
+        return None, shared(atoms.T, slope * share)
 
-    return lax.scan(add, None, (z, label))[1]
+    pairs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (z, label))
+    return lax.scan(add, None, pairs)[1].reshape(z.shape)
 
 
 def _in_chunks(function, num_atoms, unit_weights, z, weight, label):

@@ -16,12 +16,13 @@ from flax import struct
 
 from lore_jax import descent
 from lore_jax.config import TrainConfig
-from lore_jax.losses import cosine_anchor, floor_loss, l2_anchor
+from lore_jax.losses import cosine_anchor, l2_anchor, pair_coefficients, pair_loss
 from lore_jax.results import Metrics
 from lore_jax.reward import mixture_weights
 from lore_jax.types import Preferences, RewardParams
 
 PRUNE_BELOW = 1e-2
+_INSIDE = "promise_in_bounds"
 
 
 class TrainState(struct.PyTreeNode):
@@ -118,24 +119,71 @@ def _basis(state: TrainState, problem: Problem) -> jax.Array:
 
 def _joint_floor(config, optimiser, proj, state, problem):
     """One Adam over (W, V) on Σ_u mean_n ℓ + α Σ_k ‖V_k − v_ref‖²."""
-    logits = state.params.logits
-    loss, (g_proj, g_logits) = jax.value_and_grad(floor_loss, argnums=(0, 1))(
-        proj, logits, problem.prefs, config.temperature, "users"
-    )
-    return g_proj, _step_logits(optimiser, loss, g_logits, state)
+    pairs = Pairs(proj, problem.prefs, config.temperature, "users")
+    loss, weights, slope = pairs.slopes(state.params.logits)
+    g_logits = pairs.logits_slope(state.params.logits, slope)
+    between = _step_logits(optimiser, loss, g_logits, state)
+    return pairs.proj_slope(weights, slope), between
 
 
 def _alternating_floor(config, optimiser, proj, state, problem):
     """Adam on W; V descends given the new W."""
-    loss_of = functools.partial(
-        floor_loss,
-        prefs=problem.prefs,
-        temperature=config.temperature,
-        weighting="pairs",
-    )
-    loss, g_logits = jax.value_and_grad(loss_of, argnums=1)(proj, state.params.logits)
+    pairs = Pairs(proj, problem.prefs, config.temperature, "pairs")
+    loss, _, slope = pairs.slopes(state.params.logits)
+    g_logits = pairs.logits_slope(state.params.logits, slope)
     between = _step_logits(optimiser, loss, g_logits, state)
-    return jax.grad(loss_of)(proj, between.logits), between
+    _, weights, slope = pairs.slopes(between.logits)
+    return pairs.proj_slope(weights, slope), between
+
+
+class Pairs:
+    """`losses.bradley_terry_loss` of a projection and its derivatives, written out.
+
+    Differentiating it takes half as long again where pairs outnumber rows.
+
+    Args:
+      proj: float[M, K].
+      prefs: N pairs of U users; its features are not read.
+      temperature: T.
+      weighting: "pairs" or "users".
+    """
+
+    def __init__(self, proj, prefs: Preferences, temperature, weighting):
+        """Gathers both sides of every pair."""
+        self.proj, self.prefs, self.temperature = proj, prefs, temperature
+        self.coefficients = pair_coefficients(prefs, weighting, proj.dtype)
+        self.z = proj.at[prefs.chosen].get(mode=_INSIDE)
+        if prefs.rejected is not None:
+            self.z -= proj.at[prefs.rejected].get(mode=_INSIDE)
+
+    def slopes(self, logits):
+        """(loss, weights of every pair float[N, K], d loss / d (z · p) float[N])."""
+        weights = mixture_weights(logits).at[self.prefs.user].get(mode=_INSIDE)
+        parts = (self.z[:, k] * weights[:, k] for k in range(weights.shape[1]))
+        m = functools.reduce(jnp.add, parts) / self.temperature
+        label = self.prefs.label
+        loss = jnp.sum(self.coefficients * pair_loss(m, label))
+        slope = -jax.nn.sigmoid(-m) if label is None else jax.nn.sigmoid(m) - label
+        return loss, weights, self.coefficients * slope / self.temperature
+
+    def logits_slope(self, logits, slope):
+        """The loss's slope in the logits, float[U, K]."""
+        weights, pullback = jax.vjp(mixture_weights, logits)
+        return pullback(
+            jax.ops.segment_sum(
+                *(self.z * slope[:, None], self.prefs.user, len(weights)),
+                indices_are_sorted=True,
+            )
+        )[0]
+
+    def proj_slope(self, weights, slope):
+        """The loss's slope in the projection, float[M, K]."""
+        pushed = weights * slope[:, None]
+        out = jnp.zeros_like(self.proj)
+        out = out.at[self.prefs.chosen].add(pushed, mode=_INSIDE)
+        if self.prefs.rejected is None:
+            return out
+        return out.at[self.prefs.rejected].add(-pushed, mode=_INSIDE)
 
 
 def _step_logits(optimiser, loss, slope, state) -> _Between:

@@ -37,6 +37,7 @@ class Trainer:
         self.config, self.init, self.run = config, init, run
         self.optimiser = marginal.make_optimiser(config.learning_rate, config.num_steps)
         self.problems: dict = {}
+        self.starts: dict = {}
 
     def __call__(
         self,
@@ -58,13 +59,16 @@ class Trainer:
                 prefs, atoms, base, self.whitening, self.room
             )
             self.problems[name, rank] = problem
+        if (place := (name, rank, start)) not in self.starts:
+            self.starts[place] = np.asarray(self.start(prefs, rank, start))
+        theta = jnp.array(self.starts[place])  # A copy: the state is donated.
         steps = config.num_steps
         numbers = *(candidate[n] for n in ("ridge", "tempering")), config.temperature
         numbers = (jnp.asarray(x, self.dtype) for x in (*numbers, 1.0, steps / 2))
         source = prefs.features if isinstance(prefs.features, FeatureSource) else None
         return self.run.train(
             f"{name} {candidate} {start}",
-            self.start(prefs, problem, start),
+            marginal.init_from(theta, problem, self.optimiser),
             marginal.Data(problem, marginal.Settings(*numbers)),
             recipe=marginal.make_recipe(self.optimiser),
             num_steps=steps if num_steps is None else num_steps,
@@ -73,24 +77,22 @@ class Trainer:
             pace=stride(steps),
         )
 
-    def start(self, prefs: Preferences, problem, number: int) -> marginal.TrainState:
-        """The state before the first step; starts have numbers."""
+    def start(self, prefs: Preferences, rank: int, number: int) -> jax.Array:
+        """θ before the first step; starts have numbers, and all but 0 are random."""
         if self.init is not None:
-            theta = theta_of(jnp.asarray(self.init.basis, self.dtype), self.whitening)
-        else:
-            rank = problem.atoms.shape[1]
-            kind = self.config.start
-            key = self.key_start
-            key = jax.random.fold_in(key, number) if number else key
-            theta = make_start(key, kind, prefs, self.whitening, rank)
-        return marginal.init_from(theta, problem, self.optimiser)
+            return theta_of(jnp.asarray(self.init.basis, self.dtype), self.whitening)
+        kind = "random" if number else self.config.start
+        key = self.key_start
+        key = jax.random.fold_in(key, number) if number else key
+        return make_start(key, kind, prefs, self.whitening, rank)
 
     def result(self, theta, log_weights, candidate: dict) -> tuple[jax.Array, Prior]:
-        """(V, the prior with κ = ∞) of a trained candidate."""
+        """(V, the prior with the first κ and δ) of a trained candidate."""
         config, rank = self.config, candidate["rank"]
         atoms = make_atoms(self.key_atoms, rank, config.num_atoms, self.dtype)
         tempering, temperature = candidate["tempering"], config.temperature
-        prior = make_prior(atoms, log_weights, tempering, np.inf, temperature)
+        kappa, decay = config.concentrations[0], config.decays[0]
+        prior = make_prior(atoms, log_weights, tempering, kappa, temperature, decay)
         return basis_of(jnp.asarray(theta), self.whitening), prior
 
 

@@ -107,13 +107,16 @@ def make_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Arr
     return jnp.concatenate([vertices, spread])
 
 
-def make_prior(atoms, log_weights, tempering, concentration, temperature) -> Prior:
+def make_prior(
+    atoms, log_weights, tempering, concentration, temperature, decay=0.0
+) -> Prior:
     """A `Prior` from plain numbers, in the dtype of `atoms`."""
     return Prior(
         atoms=atoms,
         log_weights=jnp.asarray(log_weights, atoms.dtype),
         concentration=jnp.asarray(concentration, atoms.dtype),
         tempering=jnp.asarray(tempering, atoms.dtype),
+        decay=jnp.asarray(decay, atoms.dtype),
         temperature=temperature,
     )
 

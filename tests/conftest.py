@@ -1,8 +1,21 @@
-"""Four fake devices, no silent broadcasting, and a counter of compilations."""
+"""Four fake devices, no silent broadcasting, and a counter of compilations.
 
-import jax
-import numpy as np
-import pytest
+Most of the suite's time would go into compiling: LLVM's optimiser is off here, and so
+are the fusion emitters where jaxlib still has that flag. `XLA_FLAGS= pytest` compiles
+as users do; `.ci/run` does so for what solves, and the README's code always runs so.
+"""
+
+import importlib.metadata
+import os
+
+_FLAGS = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
+
+import jax  # noqa: E402 (XLA reads its flags once)
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import lore_jax as lore
+from lore_jax import reference
 
 WEIGHTINGS = ("pairs", "users")
 
@@ -115,6 +116,33 @@ def test_gradients_to_second_order(make_preferences, weighting, mode):
             atol=1e-6,
             rtol=1e-6,
         )
+
+
+@pytest.mark.parametrize("differences", [False, True])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("fields", FIELDS)
+def test_the_published_forms_descend_along_its_gradient(
+    make_preferences, fields, weighting, differences
+):
+    """Their slopes are written out; autodiff of the loss says what they must be."""
+    prefs = make_preferences(num_users=6, num_features=3, seed=5, **FIELDS[fields])
+    if differences:
+        prefs = prefs.replace(rejected=None)
+    proj, logits = jnp.asarray(prefs.features), params_for(prefs).logits
+    pairs = reference.Pairs(proj, prefs, 2.0, weighting)
+    loss, weights, slope = pairs.slopes(logits)
+
+    def loss_of(proj, logits):
+        params = lore.RewardParams(jnp.eye(3), logits)
+        placed = prefs.replace(features=proj)
+        return lore.bradley_terry_loss(params, placed, 2.0, weighting)
+
+    want, slopes = jax.value_and_grad(loss_of, argnums=(0, 1))(proj, logits)
+    assert float(loss) == pytest.approx(float(want), rel=1e-5)
+    got = pairs.proj_slope(weights, slope), pairs.logits_slope(logits, slope)
+    for one, other in zip(got, slopes, strict=True):
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(one, other, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import marginal, search, starts, whitening
+from lore_jax import search, starts, whitening
 from lore_jax.progress import Run
 
 KEY = jax.random.key(0)
@@ -79,6 +79,14 @@ def test_columns_are_a_simplex_around_the_population(prefs, rank):
     assert margins.sum() > 0
 
 
+@pytest.mark.parametrize(("rank", "num_users"), [(9, 41), (3, 2)])
+def test_without_room_for_a_simplex_the_start_is_random(prefs, rank, num_users):
+    some = lore.data.take_users(prefs, np.arange(num_users))
+    scale = jnp.asarray(0.1, jnp.float32)
+    kinds = (starts.make_start(KEY, k, some, scale, rank) for k in ("svd", "random"))
+    np.testing.assert_array_equal(*kinds)
+
+
 def test_whitened_differences_have_unit_norm_and_columns_equal_variance(prefs):
     matrix = np.asarray(whitening.whiten(prefs, jnp.float32), np.float64)
     x = np.asarray(prefs.features, np.float64) @ matrix
@@ -90,15 +98,16 @@ def test_whitened_differences_have_unit_norm_and_columns_equal_variance(prefs):
     )
 
 
-def test_the_config_says_which_start(prefs):
+def test_the_config_says_which_start_and_the_others_are_random(prefs):
     keys = KEY, jax.random.key(1)
     theta = []
     for kind in ("random", "svd"):
-        config = lore.TrainConfig(start=kind)
-        trainer = search.Trainer(prefs, keys, config, None, Run())
-        coordinates, atoms = trainer.whitening, jnp.eye(2)
-        problem = marginal.make_problem(prefs, atoms, jnp.ones(2) / 2, coordinates)
-        theta.append(trainer.start(prefs, problem, 0).theta)
-        want = starts.make_start(keys[1], kind, prefs, coordinates, 2)
+        trainer = search.Trainer(prefs, keys, lore.TrainConfig(start=kind), None, Run())
+        theta.append(trainer.start(prefs, 2, 0))
+        want = starts.make_start(keys[1], kind, prefs, trainer.whitening, 2)
         np.testing.assert_array_equal(theta[-1], want)
+        again = trainer.start(prefs, 2, 1)
+        key = jax.random.fold_in(keys[1], 1)
+        want = starts.make_start(key, "random", prefs, trainer.whitening, 2)
+        np.testing.assert_array_equal(again, want)
     assert not np.allclose(*theta)

@@ -11,8 +11,9 @@ import lore_jax as lore
 from lore_jax import descent, marginal, reference, search, selection, whitening
 
 KEY = jax.random.key(0)
-# Few steps are enough for properties that hold at every step.
-QUICK = lore.TrainConfig(num_steps=20)
+# Few steps are enough for properties that hold at every step; of 120 pairs that share
+# responses a smaller share would hold none out.
+QUICK = lore.TrainConfig(num_steps=20, validation_share=0.3)
 
 
 def margins(fitted, prefs):
@@ -52,7 +53,7 @@ def test_deterministic_for_a_key_and_compiled_once(table, quick, compilations):
 
 
 def test_of_several_starts_the_least_objective_is_kept(table, monkeypatch):
-    config, ends = dataclasses.replace(QUICK, num_starts=5), []
+    config, ends = dataclasses.replace(QUICK, num_starts=5, start="random"), []
     original = search.Trainer.__call__
 
     def spy(self, name, prefs, candidate, **settings):
@@ -76,7 +77,8 @@ def test_of_several_starts_the_least_objective_is_kept(table, monkeypatch):
 
 
 def test_the_fit_stops_where_held_out_judgements_are_predicted_best(table):
-    config = lore.TrainConfig(num_steps=40, ridges=(1e-3,), temperings=(0.0,))
+    few = dict(num_steps=40, ridges=(1e-3,), temperings=(0.0,))
+    config = dataclasses.replace(QUICK, **few)
     fitted = lore.fit(table, rank=2, key=KEY, config=config)
     curve, steps = fitted.history.validation, fitted.history.validation_steps
     np.testing.assert_array_equal(steps, 4 * np.arange(1, 11))
@@ -290,7 +292,7 @@ def test_rank_one_is_one_direction_for_everybody(table):
     best = np.logaddexp(0, -z @ v).mean()
     got = np.logaddexp(0, -margins(fitted, table)).mean()
     assert best - 1e-6 < got < best + 0.1
-    assert got < np.log(2) - 0.1
+    assert got < np.log(2) - 0.05
 
 
 def test_a_fit_has_training_and_validation_curves(quick):
