@@ -31,7 +31,8 @@ class TrainConfig:
       start: "svd", directions that users' mean differences vary in most, or "random".
       num_starts: trainings on all pairs, the first from `start`, the others from random
         ones; the one that reaches the least objective is kept.
-      validation_share: share of each user's rows held out for the selection.
+      validation_share: share held out of the pairs that the selection uses; pairs with
+        one row held out and one not are not used.
       alpha: strength of the published anchor ("joint": L2, "alternating": cosine).
       prune: drop directions that no user weights above 1e-2 ("alternating").
     """
@@ -49,7 +50,7 @@ class TrainConfig:
     ranks: tuple[int, ...] = (1, 2, 5, 10)
     start: Literal["random", "svd"] = "svd"
     num_starts: int = 2
-    validation_share: float = 0.2
+    validation_share: float = 0.15
     alpha: float = 0.0
     prune: bool = False
 

@@ -72,7 +72,13 @@ class Validation(NamedTuple):
 
 
 def make_validation(prefs: Preferences, key: jax.Array, share: float) -> Validation:
-    """`data.hold_out` from a key; warns where too few pairs remain to compare on."""
+    """`data.hold_out` from a key; warns where too few pairs remain to compare on.
+
+    Where both rows of a pair must fall on one side, of the rows such a share s is held
+    out that s² / (s² + (1 − s)²) = `share`.
+    """
+    if prefs.group is None and prefs.rejected is not None:
+        share = share**0.5 / (share**0.5 + (1 - share) ** 0.5)
     seed = int(jax.random.randint(key, (), 0, np.iinfo(np.int32).max))
     held = hold_out(prefs, share=share, seed=seed)
     if not held.training.num_pairs or not held.heldout.num_pairs:

@@ -11,9 +11,8 @@ import lore_jax as lore
 from lore_jax import descent, marginal, reference, search, selection, whitening
 
 KEY = jax.random.key(0)
-# Few steps are enough for properties that hold at every step; of 120 pairs that share
-# responses a smaller share would hold none out.
-QUICK = lore.TrainConfig(num_steps=20, validation_share=0.3)
+# Few steps are enough for properties that hold at every step.
+QUICK = lore.TrainConfig(num_steps=20)
 
 
 def margins(fitted, prefs):
@@ -228,6 +227,19 @@ def test_validation_never_splits_random_pairs(table, monkeypatch):
             for part in held[:2]
         ]
         assert not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize("kind", ["table", "differences", "groups"])
+def test_of_the_pairs_in_use_the_share_is_held_out(make_preferences, kind):
+    many = make_preferences(num_users=50, num_pairs=6000, num_rows=6000)
+    if kind == "differences":
+        many = many.replace(chosen=np.arange(6000), rejected=None)
+    if kind == "groups":
+        many = many.replace(group=np.arange(6000) // 3)
+    held = selection.make_validation(many, KEY, 0.15)
+    sizes = held.heldout.num_pairs, held.training.num_pairs
+    assert sizes[0] / sum(sizes) == pytest.approx(0.15, abs=0.02)
+    assert sum(sizes) == 6000 if kind != "table" else 3000 < sum(sizes) < 4000
 
 
 def test_selection_ignores_what_only_a_leak_could_use(monkeypatch):
