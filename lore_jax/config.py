@@ -24,7 +24,8 @@ class TrainConfig:
         ("marginal"). The search compares all ranks at the first λ and γ, then all γ,
         then all λ, then the ranks again, each at the best of the others so far.
       temperings: candidate γ of the prior.
-      concentrations: candidate κ of the prior; λ, γ and K are compared at the first.
+      concentrations: candidate κ of the prior; "marginal" compares λ, γ and K at the
+        first. With a basis that is given or of a published form, γ is compared at ∞.
       decays: candidate δ of the prior, each with every κ; likewise.
       spreads: candidate ρ of the prior.
       ranks: candidate K of `rank="auto"`.
@@ -45,7 +46,7 @@ class TrainConfig:
     ridges: tuple[float, ...] = (0.2, 0.02, 0.05, 0.1, 0.4, 0.8)
     temperings: tuple[float, ...] = (0.4, 0.0, 0.2, 0.3, 0.5)
     concentrations: tuple[float, ...] = (3.0, 0.3, 1.0, 10.0, 30.0, math.inf)
-    decays: tuple[float, ...] = (0.0, 0.5, -0.5)
+    decays: tuple[float, ...] = (0.0, 0.5, -0.5, 1.0, -1.0)
     spreads: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
     ranks: tuple[int, ...] = (1, 2, 5, 10)
     start: Literal["random", "svd"] = "svd"

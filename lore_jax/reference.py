@@ -169,16 +169,15 @@ class Pairs:
     def logits_slope(self, logits, slope):
         """The loss's slope in the logits, float[U, K]."""
         weights, pullback = jax.vjp(mixture_weights, logits)
-        return pullback(
-            jax.ops.segment_sum(
-                *(self.z * slope[:, None], self.prefs.user, len(weights)),
-                indices_are_sorted=True,
-            )
-        )[0]
+        pushed = (self.z * slope[:, None]).astype(weights.dtype)
+        total = jax.ops.segment_sum(
+            pushed, self.prefs.user, len(weights), indices_are_sorted=True
+        )
+        return pullback(total)[0]
 
     def proj_slope(self, weights, slope):
         """The loss's slope in the projection, float[M, K]."""
-        pushed = weights * slope[:, None]
+        pushed = (weights * slope[:, None]).astype(self.proj.dtype)
         out = jnp.zeros_like(self.proj)
         out = out.at[self.prefs.chosen].add(pushed, mode=_INSIDE)
         if self.prefs.rejected is None:

@@ -69,7 +69,8 @@ class History(NamedTuple):
       selection: one dict per candidate that validation compared, the chosen one
         marked; empty where nothing was selected.
       validation: float[C], macro log-loss on the held-out judgements of the chosen
-        candidate, trained without them, at κ = ∞; empty where nothing was held out.
+        candidate, trained without them, at the first κ and δ of the grids; empty where
+        nothing was held out.
       validation_steps: int[C], after how many steps.
     """
 

@@ -215,7 +215,7 @@ def learn_prior(
         log_weights = learn_log_weights(table)
         return make_prior(atoms, log_weights, tempering, np.inf, temperature)
 
-    if not validation.training.num_pairs:
+    if not (validation.training.num_pairs and validation.heldout.num_pairs):
         prior = learn(prefs, config.temperings[0])
         return choose_refinement(None, eye, prior, config)[0], ()
     priors = [learn(validation.training, g) for g in config.temperings]

@@ -20,8 +20,8 @@ def make_start(
 
     "random": normal with standard deviation 0.3. "svd": column k is the population's
     direction plus a vertex of a regular simplex in the directions that users' mean
-    differences vary in most, scaled alike; random where fewer than K users or features
-    leave no room for a simplex.
+    differences vary in most, scaled alike; random where fewer than K features or users
+    with pairs leave no room for a simplex.
 
     Args:
       key: consumed.
@@ -32,7 +32,8 @@ def make_start(
     """
     size = whitening.shape[1] if whitening.ndim else prefs.num_features
     normal = jax.random.normal(key, (size, rank), whitening.dtype)
-    if kind == "random" or min(size, prefs.num_users) < rank:
+    num_users = (np.asarray(prefs.counts) > 0).sum()
+    if kind == "random" or min(size, num_users) < rank:
         return _SPREAD * normal
     directions = singular_directions(normal, prefs, whitening)
     corners = np.eye(rank) - 1 / rank

@@ -8,6 +8,7 @@ import pytest
 import lore_jax as lore
 from lore_jax import search, starts, whitening
 from lore_jax.progress import Run
+from lore_jax.selection import make_validation
 
 KEY = jax.random.key(0)
 
@@ -79,9 +80,10 @@ def test_columns_are_a_simplex_around_the_population(prefs, rank):
     assert margins.sum() > 0
 
 
-@pytest.mark.parametrize(("rank", "num_users"), [(9, 41), (3, 2)])
-def test_without_room_for_a_simplex_the_start_is_random(prefs, rank, num_users):
-    some = lore.data.take_users(prefs, np.arange(num_users))
+@pytest.mark.parametrize(("rank", "users"), [(9, range(41)), (3, (0, 1, 40))])
+def test_without_room_for_a_simplex_the_start_is_random(prefs, rank, users):
+    """The last user has no pair."""
+    some = lore.data.take_users(prefs, np.array(users))
     scale = jnp.asarray(0.1, jnp.float32)
     kinds = (starts.make_start(KEY, k, some, scale, rank) for k in ("svd", "random"))
     np.testing.assert_array_equal(*kinds)
@@ -111,3 +113,32 @@ def test_the_config_says_which_start_and_the_others_are_random(prefs):
         want = starts.make_start(key, "random", prefs, trainer.whitening, 2)
         np.testing.assert_array_equal(again, want)
     assert not np.allclose(*theta)
+
+
+def test_what_is_held_out_has_no_part_in_the_start(prefs, monkeypatch):
+    seen = []
+    original = search.make_start
+
+    def spy(key, kind, part, *rest):
+        seen.append((kind, part.num_pairs))
+        return original(key, kind, part, *rest)
+
+    monkeypatch.setattr(search, "make_start", spy)
+    config = lore.TrainConfig(num_steps=1, ridges=(0.2,), temperings=(0.2, 0.3))
+    lore.fit(prefs, rank=2, key=KEY, config=config)
+    held = make_validation(prefs, jax.random.split(KEY, 3)[2], config.validation_share)
+    assert seen == [
+        ("svd", held.training.num_pairs),
+        ("svd", prefs.num_pairs),
+        ("random", prefs.num_pairs),
+    ]
+
+
+def test_candidates_are_compared_at_the_first_pull(prefs):
+    config = lore.TrainConfig(concentrations=(7.0, 1.0), decays=(-0.25, 0.0))
+    trainer = search.Trainer(prefs, (KEY, KEY), config, None, Run())
+    theta = trainer.start(prefs, 2, 0)
+    candidate = {"rank": 2, "ridge": 0.1, "tempering": 0.3}
+    _, prior = trainer.result(theta, np.zeros(66, np.float32), candidate)
+    got = prior.concentration, prior.decay, prior.tempering
+    np.testing.assert_allclose(got, (7.0, -0.25, 0.3))
