@@ -277,23 +277,29 @@ def test_too_few_pairs_to_validate_warn_and_still_fit():
         fitted = lore.fit(prefs, rank=2, key=KEY, config=QUICK)
     assert np.isfinite(fitted.basis).all()
     assert float(lore.accuracy(fitted.basis, fitted.weights, prefs)[0]) == 1.0
-    with pytest.warns(UserWarning, match="too few pairs to validate on"):
-        kept = lore.fit(prefs, rank=2, key=KEY, config=QUICK, basis=np.eye(3, 2))
     assert not fitted.history.selection
+
+
+@pytest.mark.parametrize("seed", range(4))  # Either side may be the empty one.
+def test_too_few_pairs_to_validate_a_given_basis(seed):
+    prefs = lore.Preferences.from_ragged(np.ones((1, 1, 3), np.float32))
+    key = jax.random.key(seed)
+    with pytest.warns(UserWarning, match="too few pairs to validate on"):
+        kept = lore.fit(prefs, rank=2, key=key, config=QUICK, basis=np.eye(3, 2))
     assert not kept.history.selection
 
 
+@pytest.mark.parametrize("dtypes", [("f4", "f8"), ("f8", "f4"), ("f4", "f4")])
 @pytest.mark.parametrize("method", ["reference_joint", "reference_alternating"])
-def test_published_forms_keep_the_dtype_of_each_parameter(table, method):
+def test_published_forms_keep_the_dtype_of_each_parameter(table, method, dtypes):
     with jax.enable_x64(True):
-        prefs = table.replace(features=table.features.astype(np.float64))
         config = getattr(lore.TrainConfig, method)(num_steps=2)
         rng = np.random.default_rng(0)
-        basis = rng.normal(size=(5, 2)).astype(np.float32)
-        init = lore.RewardParams(basis, rng.normal(size=(12, 2)))
-        fitted = lore.fit(prefs, rank=2, key=KEY, config=config, init=init)
-        assert fitted.basis.dtype == np.float32
-        assert fitted.params.logits.dtype == np.float64
+        sizes = zip(((5, 2), (12, 2)), dtypes, strict=True)
+        init = lore.RewardParams(*(rng.normal(size=x).astype(t) for x, t in sizes))
+        fitted = lore.fit(table, rank=2, key=KEY, config=config, init=init)
+        got = fitted.basis.dtype, fitted.params.logits.dtype
+        assert got == tuple(map(np.dtype, dtypes))
 
 
 def test_rank_zero_is_the_anchor_alone(table):
