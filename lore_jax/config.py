@@ -32,8 +32,8 @@ class TrainConfig:
       start: "svd", directions that users' mean differences vary in most, or "random".
       num_starts: trainings on all pairs, the first from `start`, the others from random
         ones; the one that reaches the least objective is kept.
-      validation_share: share held out of the pairs that the selection uses; pairs with
-        one row held out and one not are not used.
+      validation_share: share held out of the pairs that the selection uses, twice that
+        where V is given; pairs with one row held out and one not are not used.
       alpha: strength of the published anchor ("joint": L2, "alternating": cosine).
       prune: drop directions that no user weights above 1e-2 ("alternating").
     """

@@ -195,7 +195,7 @@ def learn_prior(
       prefs: pairs of the users that V was trained on.
       key: consumed; draws the atoms and the validation split.
       temperature: T.
-      config: its grids and `validation_share` are used.
+      config: its grids are used, and twice its `validation_share`.
 
     Returns:
       (prior, a dict per candidate). V has seen the validation pairs, so γ errs on
@@ -208,7 +208,9 @@ def learn_prior(
     uniform = np.full(len(atoms), -np.log(len(atoms)))
     if rank == 1:
         return make_prior(atoms, uniform, 0, np.inf, temperature), ()
-    validation = make_validation(prefs, key_split, config.validation_share)
+    # Little is learned from the rest, so that more can be held out.
+    share = min(2 * config.validation_share, 0.5)
+    validation = make_validation(prefs, key_split, share)
 
     def learn(part, tempering):
         table = _tempered_table(part, atoms, temperature, tempering)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
+from lore_jax import selection
 
 KEY = jax.random.key(0)
 CONFIG = lore.TrainConfig(concentrations=(3.0, 30.0), spreads=(0.1,))
@@ -78,3 +79,20 @@ def test_a_frozen_basis_from_a_source_and_from_a_file(scored, frozen, tmp_path):
     again = lore.load(tmp_path / "frozen")
     np.testing.assert_array_equal(again.basis, frozen.basis)
     np.testing.assert_array_equal(again.weights, frozen.weights)
+
+
+def test_twice_the_share_is_held_out_where_only_the_prior_is_learned(
+    scored, monkeypatch
+):
+    seen = []
+    original = selection.hold_out
+
+    def spy(prefs, **settings):
+        seen.append(original(prefs, **settings))
+        return seen[-1]
+
+    monkeypatch.setattr(selection, "hold_out", spy)
+    lore.fit(scored[0], rank=K, key=KEY, basis=np.eye(K), config=CONFIG)
+    [held] = seen
+    used = held.heldout.num_pairs + held.training.num_pairs
+    assert held.heldout.num_pairs / used == pytest.approx(0.3, abs=0.03)
