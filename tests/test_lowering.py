@@ -73,7 +73,7 @@ def calls(make_preferences):
 
 
 def use_everything(make_preferences):
-    prefs = make_preferences(num_users=6, num_pairs=160)
+    prefs = make_preferences(num_users=6, num_pairs=48)
     config = lore.TrainConfig(num_steps=2, ridges=(0.2,), temperings=(0.2, 0.3))
     key = jax.random.key(0)
     fitted = lore.fit(prefs, rank=3, key=key, config=config)

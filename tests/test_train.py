@@ -315,7 +315,8 @@ def test_rank_zero_is_the_anchor_alone(table):
 
 
 def test_rank_one_is_one_direction_for_everybody(table):
-    fitted = lore.fit(table, rank=1, key=KEY, config=QUICK)
+    config = lore.TrainConfig(ridges=(0.02,))  # Hardly shrunk: 120 pairs ask for more.
+    fitted = lore.fit(table, rank=1, key=KEY, config=config)
     np.testing.assert_array_equal(fitted.weights, np.ones((12, 1)))
     np.testing.assert_array_equal(fitted.prior.mean, [1.0])
     # Near the best single direction: 3000 steps of gradient descent in NumPy.
@@ -326,8 +327,8 @@ def test_rank_one_is_one_direction_for_everybody(table):
         v += 0.3 * (z / (1 + np.exp(z @ v))[:, None]).mean(0)
     best = np.logaddexp(0, -z @ v).mean()
     got = np.logaddexp(0, -margins(fitted, table)).mean()
-    assert best - 1e-6 < got < best + 0.1
-    assert got < np.log(2) - 0.05
+    assert best - 1e-6 < got < best + 0.01
+    assert got < np.log(2) - 0.1
 
 
 def test_a_fit_has_training_and_validation_curves(quick):
