@@ -150,11 +150,12 @@ def hold_out(prefs: Preferences, *, share: float = 0.3, seed: int = 0) -> HeldOu
 
     With `prefs.group`, whole groups are held out. Without, each user's rows are:
     both rows of a pair fall on one side, pairs with one row on either side are
-    dropped and counted.
+    dropped and counted. A pair whose rows the user has in no other is held out as
+    one, as often as the others of those that are kept: s² / (s² + (1 − s)²).
 
     Args:
       prefs: N pairs.
-      share: probability that a group (or a user's row) is held out.
+      share: s, probability that a group (or a user's row) is held out.
       seed: of the draw, which does not depend on the order of pairs.
 
     Returns:
@@ -174,8 +175,16 @@ def hold_out(prefs: Preferences, *, share: float = 0.3, seed: int = 0) -> HeldOu
         columns = [prefs.chosen, prefs.rejected]
         rows = [np.asarray(c, np.int64) for c in columns if c is not None]
         judgements = np.stack(rows) + user * prefs.features.shape[0]
-        distinct, place = np.unique(judgements, return_inverse=True)
-        sides = list((rng.random(len(distinct)) < share)[place.reshape(len(rows), -1)])
+        distinct, place, times = np.unique(
+            judgements, return_inverse=True, return_counts=True
+        )
+        place = place.reshape(len(rows), -1)
+        draw = rng.random(len(distinct))[place]
+        sides = draw < share
+        if len(rows) == 2:
+            alone = (times[place] == 1).all(0)
+            kept = share**2 / (share**2 + (1 - share) ** 2)
+            sides = np.where(alone, draw[0] < kept, sides)
     heldout = np.logical_and.reduce(sides)
     training = ~np.logical_or.reduce(sides)
     return HeldOut(

@@ -62,6 +62,26 @@ def test_hold_out_shares_no_judgement(make_preferences):
     assert pair_set(held.training) | pair_set(held.heldout) <= pair_set(prefs)
 
 
+def test_hold_out_keeps_pairs_that_share_no_row():
+    table, rows = np.eye(6000, dtype=np.float32), np.arange(6000)
+    own = lore.Preferences.from_pairs(table, rows[::2], rows[1::2], rows[::2] // 200)
+    held = data.hold_out(own, share=0.3, seed=0)
+    assert held.num_dropped == 0
+    share = held.heldout.num_pairs / own.num_pairs  # 0.155 ± 0.007
+    assert abs(share - 0.3**2 / (0.3**2 + 0.7**2)) < 0.02
+    # Users share rows, and no pair of one user shares any with another of his.
+    pairs = (np.tile(rows[side::2], 2) for side in (0, 1))
+    shared = lore.Preferences.from_pairs(table, *pairs, np.repeat([0, 1], 3000))
+    assert data.hold_out(shared, share=0.3, seed=0).num_dropped == 0
+    # A third row joins two pairs: they are drawn by rows again.
+    chain = lore.Preferences.from_pairs(
+        table, rows[:-1], rows[1:], np.repeat(np.arange(2), 3000)[1:]
+    )
+    held = data.hold_out(chain, share=0.3, seed=0)
+    assert not judgements(held.training) & judgements(held.heldout)
+    assert held.num_dropped / chain.num_pairs > 0.3
+
+
 def test_hold_out_of_differences_drops_nothing():
     prefs = lore.Preferences.from_ragged(np.ones((4, 20, 3), np.float32))
     held = data.hold_out(prefs, share=0.5, seed=0)
