@@ -159,12 +159,14 @@ def project_rows(features, basis):
 
 
 def back_project_rows(features, slopes) -> jax.Array:
-    """Featuresᵀ · G, float[D, K], block by block; accumulated in float32 or wider.
+    """Featuresᵀ · G, float[D, K], accumulated in float32 or wider.
 
     Args:
-      features: float[M, D] on the host or a `FeatureSource`.
+      features: float[M, D]: on the device for JAX arrays, else block by block.
       slopes: G, float[M, K].
     """
+    if isinstance(features, jax.Array):
+        return _back_project(features, slopes)
     slopes = np.asarray(slopes)
     dtype = jnp.promote_types(slopes.dtype, jnp.float32)
     total = jnp.zeros((slopes.shape[1], features.shape[1]), dtype)
@@ -183,12 +185,17 @@ def back_project_rows(features, slopes) -> jax.Array:
 _project = jax.jit(project)
 
 
+@jax.jit
+def _back_project(rows, slopes):
+    # The gradient of `project`, in the form that XLA runs fast (see there).
+    dtype = jnp.promote_types(slopes.dtype, jnp.float32)
+    start = jnp.zeros((rows.shape[1], slopes.shape[1]), dtype)
+    return jax.vjp(functools.partial(project, rows), start)[1](slopes)[0]
+
+
 @functools.partial(jax.jit, donate_argnames="total")
 def _add_back_projection(total, rows, slopes):
-    # The gradient of `project`, in the form that XLA runs fast (see there).
-    start = jnp.zeros(total.shape[::-1], total.dtype)
-    pullback = jax.vjp(functools.partial(project, rows), start)[1]
-    return total + pullback(slopes)[0].T
+    return total + _back_project(rows, slopes).T
 
 
 def _gather(proj, chosen, rejected):

@@ -48,14 +48,15 @@ def mean_differences(prefs):
     return out
 
 
-@pytest.mark.parametrize("from_source", [False, True])
-def test_directions_are_those_of_a_dense_svd(prefs, from_source):
+@pytest.mark.parametrize("kind", ["host", "device", "source"])
+def test_directions_are_those_of_a_dense_svd(prefs, kind):
     scale = jnp.asarray(0.1, jnp.float32)
     start = jax.random.normal(KEY, (8, 3))
     means = mean_differences(prefs)
-    if from_source:
-        source = lore.data.ArraySource(np.asarray(prefs.features), 25)
-        prefs = prefs.replace(features=source)
+    table = np.asarray(prefs.features)
+    made = {"host": np.asarray, "device": jnp.asarray}
+    made["source"] = lambda table: lore.data.ArraySource(table, 25)
+    prefs = prefs.replace(features=made[kind](table))
     got = starts.singular_directions(start, prefs, scale)
     want = np.linalg.svd(means)[2][:3].T
     np.testing.assert_allclose(got.T @ got, np.eye(3), atol=1e-5)
