@@ -27,9 +27,9 @@ def check_finite(values, name: str) -> None:
     """Raises `ValueError` where a concrete array is not finite; names the place."""
     if is_traced(values):
         return
-    wrong = np.argwhere(~np.isfinite(np.asarray(values, np.float64)))
-    if len(wrong):
-        place = tuple(wrong[0].tolist())
+    finite = np.isfinite(np.asarray(values))
+    if not finite.all():
+        place = tuple(np.argwhere(~finite)[0].tolist())
         raise ValueError(f"{name} must be finite; {name}{list(place)} is not")
 
 

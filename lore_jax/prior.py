@@ -15,7 +15,7 @@ from jax import lax
 
 from lore_jax import _checks, population
 from lore_jax.backend import sized
-from lore_jax.types import Prior, mixture_mean
+from lore_jax.types import Prior
 
 _EXACT = lax.Precision.HIGHEST
 _CHUNK_CELLS = 1 << 15, 1 << 22  # users × atoms
@@ -66,7 +66,7 @@ def check_prior(prior: Prior, rank: int) -> None:
     _checks.check_simplex(prior.atoms, "prior.atoms")
     for name in ("tempering", "concentration"):
         value = getattr(prior, name)
-        if not _checks.is_traced(value) and not value >= 0:
+        if not _checks.is_traced(value) and not np.asarray(value) >= 0:
             raise ValueError(f"prior.{name} must be at least 0, got {float(value):g}")
     if not _checks.is_traced(prior.decay) and not np.isfinite(prior.decay):
         raise ValueError(f"prior.decay must be finite, got {float(prior.decay):g}")
@@ -229,7 +229,9 @@ def posterior_mean(
         table = likelihood_table(prior.atoms, unit_weights, z, weight, label)
         power = likelihood_power(jnp.sum(weight, axis=(0, 1)), prior.tempering)
         joint = power[None] * table + prior.log_weights[:, None]
-        return mixture_mean(jax.nn.softmax(joint, axis=0).T, prior.atoms).T
+        share = jnp.exp(joint - lax.stop_gradient(jnp.max(joint, axis=0))[None])
+        total = jnp.matmul(prior.atoms.T, share, precision=_EXACT)
+        return total / jnp.sum(share, axis=0)[None]
 
     return _in_chunks(users, len(prior.atoms), unit_weights, z, weight, label)
 

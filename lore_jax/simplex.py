@@ -123,7 +123,7 @@ def _solve(z, weight, label, barrier, start, patience):
     gap = jnp.where(has_pairs, gap, 0)
     m = interior.margins(z, p)
     loss = jax.nn.softplus(-m) if label is None else jax.nn.softplus(m) - label * m
-    value = jnp.sum(weight * loss, 0)
+    value = interior.fold(jnp.add, weight * loss)
     return Solution(p, value, gap * scale, gap <= bound, steps), left
 
 
@@ -159,7 +159,10 @@ def _in_chunks(z, weight, label, barrier, start):
     def turn(state, patience):
         """Solves those who are left, a chunk at a time; the last one overlaps."""
         left = state[1]
-        order = jnp.argsort(~left, stable=True)
+        many, every = jnp.cumsum(left), jnp.arange(users)
+        place = jnp.where(left, many - 1, many[-1] + every - many)
+        # Those who are left, then the others: what sorting would give, sooner.
+        order = jnp.zeros(users, every.dtype).at[place].set(every, unique_indices=True)
 
         def body(i, found):
             first = jnp.minimum(i * chunk, users - chunk)
@@ -167,8 +170,7 @@ def _in_chunks(z, weight, label, barrier, start):
             write = functools.partial(lax.dynamic_update_slice_in_dim, axis=0)
             return jax.tree.map(lambda x, new: write(x, new, first), found, new)
 
-        found = lax.fori_loop(0, -(-jnp.sum(left) // chunk), body, empty)
-        place = jnp.cumsum(left) - 1
+        found = lax.fori_loop(0, -(-many[-1] // chunk), body, empty)
 
         def merge(found, old):
             mine = left.reshape(-1, *(1,) * (old.ndim - 1))
