@@ -24,7 +24,6 @@ from lore_jax.prior import (
     group_size,
     likelihood_power,
     likelihood_table,
-    users_last,
 )
 from lore_jax.results import Metrics
 from lore_jax.types import FeatureSource, Preferences
@@ -35,13 +34,13 @@ _WARM_UP = 0.05
 
 
 class Bucket(NamedTuple):
-    """Users of similar length, in chunks: C chunks of B users with P padded pairs.
+    """Users of similar length: C chunks of B users with G groups of g padded pairs.
 
     Attributes:
-      chosen: int32[C, B, P], rows of the table.
-      rejected: int32[C, B, P] or None.
-      weight: float[C, B, P], 0 where padded.
-      label: float[C, B, P] or None.
+      chosen: int32[C, G, g, B], rows of the table.
+      rejected: int32[C, G, g, B] or None.
+      weight: float[C, G, g, B], 0 where padded.
+      label: float[C, G, g, B] or None.
     """
 
     chosen: jax.Array
@@ -157,13 +156,18 @@ def make_buckets(
         most = users.size if exact else (room > low).sum()
         if most:
             size = min(chunk_users(num_atoms), most)
-            place = np.arange(min(high, room.max()))
+            length = min(high, room.max())
+            group = group_size(length, prefs.weight is None)
+            place = np.arange(-(-length // group) * group)
             real = np.zeros((-(-most // size) * size, len(place)), bool)
             real[: users.size] = place < counts[users][:, None]
             pairs = np.zeros(real.shape, np.int64)
             pairs[: users.size] = offsets[users][:, None] + place
-            pairs = np.where(real, pairs, 0).reshape(-1, size, len(place))
-            real = real.reshape(pairs.shape)
+            pairs = np.where(real, pairs, 0)
+            real, pairs = (
+                np.moveaxis(x.reshape(-1, size, len(place) // group, group), 1, -1)
+                for x in (real, pairs)
+            )
             take = functools.partial(_take, pairs)
             weight = take(prefs.weight)
             weight = real if weight is None else real * weight
@@ -294,13 +298,11 @@ def _update(optimiser, slope, between, state: TrainState, data: Data):
 
 
 def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
-    """(log marginal float[], posteriors' sum float[A], d/dz float[B, P, K])."""
+    """(log marginal float[], posteriors' sum float[A], d/dz float[G, g, B, K])."""
     z = proj[bucket.chosen]
     if bucket.rejected is not None:
         z = z - proj[bucket.rejected]
-    group = group_size(z.shape[1], unit_weights)
-    arrays = z, bucket.weight, bucket.label
-    z, weight, label = jax.tree.map(functools.partial(users_last, group), arrays)
+    z, weight, label = jnp.swapaxes(z, -1, -2), bucket.weight, bucket.label
     table = likelihood_table(atoms, unit_weights, z, weight, label)
     total = jnp.sum(weight, axis=(0, 1))
     power = likelihood_power(total, tempering)[None]
@@ -311,6 +313,5 @@ def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
     real = total > 0
     posterior = posterior * jnp.where(real, 1 / mass, 0)[None]
     slopes = expected_slopes(atoms, power * posterior, z, label) * weight[:, :, None]
-    dz = jnp.moveaxis(slopes, -1, 0).reshape(len(total), -1, atoms.shape[1])
-    dz = dz[:, : bucket.weight.shape[1]]
+    dz = jnp.swapaxes(slopes, -1, -2)
     return jnp.sum((top + jnp.log(mass)) * real), jnp.sum(posterior, axis=1), dz
