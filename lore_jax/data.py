@@ -175,11 +175,9 @@ def hold_out(prefs: Preferences, *, share: float = 0.3, seed: int = 0) -> HeldOu
         columns = [prefs.chosen, prefs.rejected]
         rows = [np.asarray(c, np.int64) for c in columns if c is not None]
         judgements = np.stack(rows) + user * prefs.features.shape[0]
-        distinct, place, times = np.unique(
-            judgements, return_inverse=True, return_counts=True
-        )
-        place = place.reshape(len(rows), -1)
-        draw = rng.random(len(distinct))[place]
+        place = np.unique(judgements, return_inverse=True)[1].reshape(len(rows), -1)
+        times = np.bincount(place.ravel())
+        draw = rng.random(len(times))[place]
         sides = draw < share
         if len(rows) == 2:
             alone = (times[place] == 1).all(0)
