@@ -15,7 +15,7 @@ from jax import lax
 from lore_jax import _checks
 from lore_jax.backend import for_each
 from lore_jax.config import AdaptConfig
-from lore_jax.floor import Chunk, chunk_arrays, chunks, project_rows
+from lore_jax.floor import Chunk, chunk_reader, chunks, project_rows
 from lore_jax.losses import pair_loss
 from lore_jax.mixture import deviation, mixture_of
 from lore_jax.prior import (
@@ -103,11 +103,13 @@ def adapt(
     shapes = (*shapes, ((rank,), dtype))[: 5 + spread]
     out = [np.empty((prefs.num_users, *shape), kind) for shape, kind in shapes]
 
+    read = chunk_reader(proj, prefs)
+
     def solve_chunk(chunk):
         start = None if init is None else _padded(np.asarray(init), chunk)
-        solution = solve(*chunk_arrays(proj, prefs, chunk), start)
-        for target, values in zip(out, solution, strict=True):
-            target[chunk.users] = np.asarray(values)[: len(chunk.users)]
+        solution = solve(*read(chunk), start)
+        for target, values in zip(out, jax.device_get(tuple(solution)), strict=True):
+            target[chunk.users] = values[: len(chunk.users)]
 
     for_each(solve_chunk, chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)))
     weights, loss, gap, converged, num_steps, *deviations = out
@@ -124,7 +126,7 @@ def adapt(
 
 
 def _padded(rows: np.ndarray, chunk: Chunk) -> np.ndarray:
-    out = np.zeros((len(chunk.pairs), rows.shape[1]), rows.dtype)
+    out = np.zeros((len(chunk.count), rows.shape[1]), rows.dtype)
     out[: len(chunk.users)] = rows[chunk.users]
     return out
 

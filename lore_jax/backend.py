@@ -17,7 +17,7 @@ _END = object()
 _FEW = 100_000  # operations of a batch that LAPACK's caller keeps on its thread
 
 
-def sized(cpu: int, accelerator: int) -> int:
+def sized(cpu: T, accelerator: T) -> T:
     """A size for the caches of a CPU, or for the many cores of an accelerator."""
     return cpu if jax.default_backend() == "cpu" else accelerator
 
@@ -79,7 +79,8 @@ def solve_upper(root: jax.Array, rhs: jax.Array) -> jax.Array:
 def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
     """Calls `function` on every item, in any order, on as many threads as cores.
 
-    XLA runs the loops of a chunk on one core of a CPU. Threads do not inherit JAX's
+    XLA runs the loops of a chunk on one core of a CPU; on an accelerator one of two
+    threads copies while it is busy with the other's. Threads do not inherit JAX's
     context managers: those that change numbers are entered again.
 
     Args:
@@ -113,7 +114,7 @@ def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
                     failed.set()
                     raise
 
-    others = multiprocessing.cpu_count() - 1
+    others = sized(multiprocessing.cpu_count(), 2) - 1
     futures = [_pool(max(1, others)).submit(work) for _ in range(others)]
     try:
         work()

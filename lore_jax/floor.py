@@ -6,7 +6,7 @@ programs; padding costs K floats a pair.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,18 @@ from lore_jax.reward import project
 from lore_jax.types import FeatureSource, Preferences
 
 _EXACT = lax.Precision.HIGHEST
-_LARGE = (4096, 65536), (2048, 16384)  # users, and for how many at least
-_CHUNKS = ((1024, 64), (64, 0))  # likewise
+# Users of a chunk, and more than how many ask for it; on an accelerator padding is
+# cheap and a call is not.
+_SIZES = (
+    ((4096, 2048), (1024, 64), (64, 0)),
+    ((131072, 16384), (16384, 1024), (1024, 64), (64, 0)),
+)
 _FOR_LONG = ((64, 48), (4, 0))  # where a chunk of padding costs more than a call
 _LONG = 160
 _FEW_PAIRS = 1 << 16
 _ROWS = (8192, 256)
-_MANY_PAIRS = 1 << 20
+_ROOM = 1 << 18, 1 << 12  # pairs on the device, padded to these, times 4, …
+_MANY_PAIRS = 1 << 20, 1 << 21
 
 
 class Chunk(NamedTuple):
@@ -32,22 +37,24 @@ class Chunk(NamedTuple):
 
     Attributes:
       users: int[n], whose rows these are; the first n of U rows.
-      pairs: int[U, P], stored positions; 0 where padded.
-      real: bool[U, P].
+      first: int32[U], stored position of each user's first pair.
+      count: int32[U], how many they have; 0 where padded.
+      length: P, what they are padded to.
     """
 
     users: np.ndarray
-    pairs: np.ndarray
-    real: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
+    length: int
 
 
 def chunks(counts: np.ndarray, offsets: np.ndarray) -> Iterator[Chunk]:
     """Splits users by number of pairs into chunks of a few fixed shapes.
 
     Lengths are padded to 3, 5, 10, 20, 40, …, and in small batches all alike to 40,
-    160, … (a compilation costs more than the padding); a chunk holds 4096 (65536 on an
-    accelerator), 1024 or 64 users, or 4 with many pairs, and never a million pairs
-    unless 4 users have more.
+    160, … (a compilation costs more than the padding); a chunk holds 4096 (on an
+    accelerator 131072 or 16384), 1024 or 64 users, or 4 with many pairs, and never one
+    (two) million pairs unless 4 users have more.
     """
     longest = counts.max(initial=0)
     lengths = _ladder([3, 5], 2, longest)
@@ -56,18 +63,17 @@ def chunks(counts: np.ndarray, offsets: np.ndarray) -> Iterator[Chunk]:
     bucket = np.searchsorted(lengths, counts)
     for b, length in enumerate(lengths):
         users = np.flatnonzero(bucket == b)
-        small = _CHUNKS if length <= _LONG else (*_CHUNKS[:-1], *_FOR_LONG)
-        shapes = (sized(*_LARGE[0]), sized(*_LARGE[1])), *small
-        sizes = [c for c in shapes if c[0] * length <= _MANY_PAIRS] or [(4, 0)]
+        shapes = sized(*_SIZES)
+        shapes = shapes if length <= _LONG else (*shapes[:-1], *_FOR_LONG)
+        sizes = [c for c in shapes if c[0] * length <= sized(*_MANY_PAIRS)] or [(4, 0)]
         while len(users):
             size = next((c for c, least in sizes if len(users) > least), sizes[-1][0])
             taken, users = users[:size], users[size:]
-            place = np.arange(length)
-            real = np.zeros((size, length), bool)
-            real[: len(taken)] = place < counts[taken][:, None]
-            pairs = np.zeros((size, length), np.int32)
-            pairs[: len(taken)] = offsets[taken][:, None] + place
-            yield Chunk(taken, np.where(real, pairs, 0), real)
+            padding = 0, size - len(taken)
+            first, count = (
+                np.pad(x[taken], padding).astype(np.int32) for x in (offsets, counts)
+            )
+            yield Chunk(taken, first, count, int(length))
 
 
 def _ladder(lengths: list[int], factor: int, longest: int) -> list[int]:
@@ -76,23 +82,46 @@ def _ladder(lengths: list[int], factor: int, longest: int) -> list[int]:
     return lengths
 
 
-def chunk_arrays(proj, prefs: Preferences, chunk: Chunk):
-    """(z float[U, P, K], weight float[U, P], label float[U, P] or None) of a chunk."""
-    if not prefs.num_pairs:
-        z = np.zeros((*chunk.pairs.shape, proj.shape[1]), proj.dtype)
-        return z, np.zeros(chunk.pairs.shape, proj.dtype), None
-    chosen, rejected = np.asarray(prefs.chosen)[chunk.pairs], None
-    if prefs.rejected is not None:
-        rejected = np.asarray(prefs.rejected)[chunk.pairs]
-    on_device = isinstance(proj, jax.Array)
-    z = (_gather_on_device if on_device else _gather)(proj, chosen, rejected)
-    weight = chunk.real.astype(proj.dtype)
-    if prefs.weight is not None:
-        weight = weight * np.asarray(prefs.weight, proj.dtype)[chunk.pairs]
-    label = None
-    if prefs.label is not None:
-        label = np.asarray(prefs.label, proj.dtype)[chunk.pairs]
-    return z, weight, label
+def chunk_reader(proj, prefs: Preferences) -> Callable[[Chunk], tuple[Any, Any, Any]]:
+    """A function Chunk → (z float[U, P, K], weight float[U, P], label or None).
+
+    It reads on the device where `proj` is there, else on the host.
+
+    Args:
+      proj: float[M, K].
+      prefs: the pairs.
+    """
+    if not prefs.num_pairs:  # `count` says so: nothing of these is used.
+        proj, columns = np.zeros((1, proj.shape[1]), proj.dtype), (np.zeros(1, int),)
+    else:
+        columns = prefs.chosen, prefs.rejected, prefs.weight, prefs.label
+    columns = jax.tree.map(np.asarray, columns)
+    read = _read
+    if isinstance(proj, jax.Array):
+        # Few sizes, so few programs; once, not once a chunk.
+        room = _ladder([sized(*_ROOM)], 4, prefs.num_pairs)[-1] - prefs.num_pairs
+        columns = jax.tree.map(lambda x: jnp.asarray(np.pad(x, (0, room))), columns)
+        read = _read_on_device
+    return lambda chunk: read(
+        proj, *columns, first=chunk.first, count=chunk.count, length=chunk.length
+    )
+
+
+def _read(
+    proj, chosen, rejected=None, weight=None, label=None, *, first, count, length
+):
+    place = np.arange(length, dtype=np.int32)[None]
+    real = place < count[:, None]
+    pairs = (first[:, None] + place) * real
+    z = proj[chosen[pairs]]
+    if rejected is not None:
+        z = z - proj[rejected[pairs]]
+    unit = real.astype(z.dtype)
+    weight = unit if weight is None else unit * weight[pairs].astype(z.dtype)
+    return z, weight, None if label is None else label[pairs].astype(z.dtype)
+
+
+_read_on_device = jax.jit(_read, static_argnames="length")
 
 
 def visit_rows(features, visit: Callable[[int, np.ndarray], None]) -> None:
@@ -196,14 +225,6 @@ def _back_project(rows, slopes):
 @functools.partial(jax.jit, donate_argnames="total")
 def _add_back_projection(total, rows, slopes):
     return total + _back_project(rows, slopes).T
-
-
-def _gather(proj, chosen, rejected):
-    z = proj[chosen]
-    return z if rejected is None else z - proj[rejected]
-
-
-_gather_on_device = jax.jit(_gather)
 
 
 def on_floor(prefs: Preferences, basis) -> tuple[Preferences, jax.Array]:

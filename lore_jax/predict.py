@@ -16,7 +16,7 @@ from lore_jax import _checks
 from lore_jax.adapt import adapt
 from lore_jax.data import take_shots, take_users
 from lore_jax.evaluate import macro_mean, per_user_mean
-from lore_jax.floor import chunk_arrays, chunks, on_floor
+from lore_jax.floor import chunk_reader, chunks, on_floor
 from lore_jax.losses import pair_loss
 from lore_jax.mixture import Mixture, deviation, margin_moments, mixture_of
 from lore_jax.prior import uniform_prior
@@ -272,9 +272,10 @@ def _mixtures(basis, prefs: Preferences, prior: Prior | None):
     weights = np.asarray(adapt(eye, seen, prior=prior).weights)
     temperature = prior.temperature
     one = jax.tree.map(lambda x: jnp.asarray(x, weights.dtype), prior)
+    read = chunk_reader(seen.features, seen)
     for chunk in chunks(np.asarray(seen.counts), np.asarray(seen.offsets)):
-        z, weight, label = chunk_arrays(seen.features, seen, chunk)
-        mine = np.full((len(chunk.pairs), len(eye)), 1 / len(eye), weights.dtype)
+        z, weight, label = read(chunk)
+        mine = np.full((len(chunk.count), len(eye)), 1 / len(eye), weights.dtype)
         mine[: len(chunk.users)] = weights[chunk.users]
         mixture = mixture_of(
             jnp.asarray(z) / temperature,

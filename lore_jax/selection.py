@@ -18,7 +18,7 @@ from lore_jax.adapt import adapt
 from lore_jax.config import TrainConfig
 from lore_jax.data import hold_out, take_shots
 from lore_jax.evaluate import log_loss, macro_mean
-from lore_jax.floor import chunk_arrays, chunks, on_floor, project_rows
+from lore_jax.floor import chunk_reader, chunks, on_floor, project_rows
 from lore_jax.predict import SHOTS, spread_losses
 from lore_jax.prior import (
     learn_log_weights,
@@ -233,8 +233,9 @@ def _tempered_table(prefs, atoms, temperature, tempering) -> jax.Array:
     """η_u · log-likelihood of every user with a pair under every atom, float[U', A]."""
     parts = []
     counts = np.asarray(prefs.counts)
+    read = chunk_reader(prefs.features, prefs)
     for chunk in chunks(counts, np.asarray(prefs.offsets)):
-        z, weight, label = chunk_arrays(prefs.features, prefs, chunk)
+        z, weight, label = read(chunk)
         part = _tempered(
             z / temperature,
             weight,

@@ -36,7 +36,7 @@ from lore_jax import interior
 from lore_jax.backend import sized
 
 # Users per chunk: on a CPU temporaries stay in cache and below XLA's threading.
-CHUNK = 128, 1 << 14
+CHUNK = 128, 1 << 17
 STRAGGLERS = 16  # a chunk goes on until all but one in so many users are solved
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 
 from lore_jax import _checks
-from lore_jax.floor import chunk_arrays, chunks, project_rows
+from lore_jax.floor import chunk_reader, chunks, project_rows
 from lore_jax.prior import check_prior
 from lore_jax.quadratic import pair_sums, refine
 from lore_jax.types import Preferences, Prior
@@ -111,8 +111,9 @@ def observe(state: UserStates, basis: jax.Array, prefs: Preferences) -> UserStat
     prior = jax.tree.map(jnp.asarray, state.prior).replace(temperature=1.0)
     sums = [np.array(getattr(state, name)) for name in _SUMS]
     proj = project_rows(prefs.features, basis)
+    read = chunk_reader(proj, prefs)
     for chunk in chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)):
-        z, weight, label = chunk_arrays(proj, prefs, chunk)
+        z, weight, label = read(chunk)
         z = jnp.asarray(z, sums[0].dtype) / state.prior.temperature
         parts = pair_sums(z, weight, label, prior, unit_weights=prefs.weight is None)
         for total, part in zip(sums, parts, strict=True):

@@ -11,7 +11,8 @@ import lore_jax
 
 ROOT = pathlib.Path(lore_jax.__file__).parent
 LAYERS = (
-    {"_checks", "backend"},
+    {"backend"},
+    {"_checks"},
     {"types", "config"},
     {"data", "results", "reward"},
     {"losses", "population", "floor", "interior"},

@@ -128,7 +128,7 @@ def test_a_million_users_stay_within_the_memory_bound():
     counts = np.full(users, pairs)
     offsets = np.arange(users + 1) * pairs
     users_of_a_chunk, length = max(
-        (chunk.real.shape for chunk in chunks(counts, offsets)), key=np.prod
+        ((len(c.count), c.length) for c in chunks(counts, offsets)), key=np.prod
     )
     prior = oracle.drawn_prior(np.random.default_rng(0), 1.0, rank, num_atoms=69)
     shapes = (users_of_a_chunk, length, rank), (users_of_a_chunk, length)
