@@ -127,6 +127,18 @@ def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
         future.result()
 
 
+def on_threads(function: Callable[[T], Any], items: Iterable[T]) -> list[Any]:
+    """`function` of every item, in order; several at once by `for_each`."""
+    items = list(items)
+    out: list[Any] = [None] * len(items)
+
+    def call(i):
+        out[i] = function(items[i])
+
+    for_each(call, range(len(items)))
+    return out
+
+
 @functools.cache
 def _pool(size: int) -> ThreadPoolExecutor:
     """Threads that stay: starting one costs a millisecond."""

@@ -15,8 +15,8 @@ class TrainConfig:
 
     Attributes:
       method: "marginal", "joint" or "alternating".
-      num_steps: optimiser steps; "marginal" stops at the tenth of them that is best on
-        held-out judgements.
+      num_steps: optimiser steps; "marginal" stops sooner, at a tenth of them, where
+        held-out judgements say that it is better by two standard errors.
       learning_rate: Adam's; for "marginal" in units of the scaled problem.
       temperature: T.
       num_atoms: atoms of the prior beside the K vertices, at least.

@@ -28,7 +28,7 @@ _FOR_LONG = ((64, 48), (4, 0))  # where a chunk of padding costs more than a cal
 _LONG = 160
 _FEW_PAIRS = 1 << 16
 _ROWS = (8192, 256)
-_ROOM = 1 << 18, 1 << 12  # pairs on the device, padded to these, times 4, …
+_ROOM = 1 << 12  # pairs on an accelerator are padded to it, times 4, …
 _MANY_PAIRS = 1 << 20, 1 << 21
 
 
@@ -85,43 +85,45 @@ def _ladder(lengths: list[int], factor: int, longest: int) -> list[int]:
 def chunk_reader(proj, prefs: Preferences) -> Callable[[Chunk], tuple[Any, Any, Any]]:
     """A function Chunk → (z float[U, P, K], weight float[U, P], label or None).
 
-    It reads on the device where `proj` is there, else on the host.
+    Where z is read from a table on an accelerator, all of it happens there.
 
     Args:
       proj: float[M, K].
       prefs: the pairs.
     """
+    columns = prefs.chosen, prefs.rejected, prefs.weight, prefs.label
     if not prefs.num_pairs:  # `count` says so: nothing of these is used.
-        proj, columns = np.zeros((1, proj.shape[1]), proj.dtype), (np.zeros(1, int),)
-    else:
-        columns = prefs.chosen, prefs.rejected, prefs.weight, prefs.label
+        columns = np.zeros(1, np.int32), None, None, None
+        proj = np.zeros((1, proj.shape[1]), proj.dtype)
     columns = jax.tree.map(np.asarray, columns)
     read = _read
-    if isinstance(proj, jax.Array):
+    if isinstance(proj, jax.Array) and sized(False, True):
         # Few sizes, so few programs; once, not once a chunk.
-        room = _ladder([sized(*_ROOM)], 4, prefs.num_pairs)[-1] - prefs.num_pairs
+        room = _ladder([_ROOM], 4, prefs.num_pairs)[-1] - prefs.num_pairs
         columns = jax.tree.map(lambda x: jnp.asarray(np.pad(x, (0, room))), columns)
         read = _read_on_device
-    return lambda chunk: read(
-        proj, *columns, first=chunk.first, count=chunk.count, length=chunk.length
-    )
+    return lambda c: read(proj, columns, c.first, c.count, length=c.length)
 
 
-def _read(
-    proj, chosen, rejected=None, weight=None, label=None, *, first, count, length
-):
+def _read(proj, columns, first, count, *, length):
+    chosen, rejected, weight, label = columns
     place = np.arange(length, dtype=np.int32)[None]
     real = place < count[:, None]
     pairs = (first[:, None] + place) * real
-    z = proj[chosen[pairs]]
-    if rejected is not None:
-        z = z - proj[rejected[pairs]]
+    gather = _gather_on_device if isinstance(proj, jax.Array) else _gather
+    z = gather(proj, chosen[pairs], None if rejected is None else rejected[pairs])
     unit = real.astype(z.dtype)
     weight = unit if weight is None else unit * weight[pairs].astype(z.dtype)
     return z, weight, None if label is None else label[pairs].astype(z.dtype)
 
 
+def _gather(proj, chosen, rejected):
+    z = proj[chosen]
+    return z if rejected is None else z - proj[rejected]
+
+
 _read_on_device = jax.jit(_read, static_argnames="length")
+_gather_on_device = jax.jit(_gather)
 
 
 def visit_rows(features, visit: Callable[[int, np.ndarray], None]) -> None:

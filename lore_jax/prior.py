@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lore_jax import _checks, population
+from lore_jax import _checks
 from lore_jax.backend import sized
 from lore_jax.types import Prior
 
@@ -28,7 +28,8 @@ def spread_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.A
 
     The shifts put the mean of the atoms at the centre of the simplex.
     """
-    draws = population.dirichlet_users(key, -(-num_atoms // rank), 1.0, rank)
+    draws = jax.random.exponential(key, (-(-num_atoms // rank), rank))
+    draws = draws / jnp.sum(draws, axis=1, keepdims=True)
     shifts = [jnp.roll(draws, k, axis=1) for k in range(rank)]
     spread = jnp.stack(shifts, 1).reshape(-1, rank)
     return spread.astype(dtype or jnp.result_type(float))

@@ -33,6 +33,7 @@ class Run:
       rows: one dict per candidate that was compared, in order.
       best: snapshots of the best of them, as in `Progress`.
       finished: what came of the trainings on all pairs, as in `Progress`.
+      recorded: whether somebody is called back, or a record is gone on from.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Run:
         self.finished: tuple = () if resume is None else resume.finished
         self._resume, self._fingerprint = resume, fingerprint
         self._on_progress, self._every = on_progress, every
+        self.recorded = on_progress is not None or resume is not None
 
     def train(
         self,

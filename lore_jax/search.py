@@ -1,18 +1,24 @@
 """The default recipe: every setting on held-out judgements, then all pairs."""
 
+import threading
+from collections.abc import Callable, Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lore_jax import marginal
 from lore_jax.adapt import adapt
+from lore_jax.backend import on_threads
 from lore_jax.config import TrainConfig
+from lore_jax.evaluate import macro_mean
 from lore_jax.progress import Run, stride
 from lore_jax.results import Fitted, History, Metrics
 from lore_jax.selection import (
     Validation,
     choose,
     choose_refinement,
+    choose_stop,
     make_atoms,
     make_prior,
     make_validation,
@@ -34,10 +40,13 @@ class Trainer:
         self.dtype = jax.dtypes.canonicalize_dtype(dtype)
         self.whitening = whiten(prefs, self.dtype)
         self.room = np.asarray(prefs.counts)
+        self.from_source = isinstance(prefs.features, FeatureSource)
         self.config, self.init, self.run = config, init, run
         self.optimiser = marginal.make_optimiser(config.learning_rate, config.num_steps)
+        self.recipe = marginal.make_recipe(self.optimiser)
         self.problems: dict = {}
         self.starts: dict = {}
+        self.preparing = threading.Lock()
 
     def __call__(
         self,
@@ -51,31 +60,43 @@ class Trainer:
     ) -> tuple[marginal.TrainState, Metrics, tuple]:
         """(state, metrics, snapshots of (θ, log π)); `name` says which pairs."""
         config, rank = self.config, candidate["rank"]
-        problem = self.problems.get((name, rank))
-        if problem is None:
-            atoms = make_atoms(self.key_atoms, rank, config.num_atoms, self.dtype)
-            base = jnp.full(len(atoms), 1 / len(atoms), self.dtype)
-            problem = marginal.make_problem(
-                prefs, atoms, base, self.whitening, self.room
-            )
-            self.problems[name, rank] = problem
-        if (place := (name, rank, start)) not in self.starts:
-            self.starts[place] = np.asarray(self.start(prefs, rank, start))
+        with self.preparing:  # What candidates share is made once.
+            problem = self.problems.get((name, rank))
+            if problem is None:
+                problem = self.problem(prefs, rank)
+                self.problems[name, rank] = problem
+            if (place := (name, rank, start)) not in self.starts:
+                self.starts[place] = np.asarray(self.start(prefs, rank, start))
         theta = jnp.array(self.starts[place])  # A copy: the state is donated.
         steps = config.num_steps
         numbers = *(candidate[n] for n in ("ridge", "tempering")), config.temperature
         numbers = (jnp.asarray(x, self.dtype) for x in (*numbers, 1.0, steps / 2))
-        source = prefs.features if isinstance(prefs.features, FeatureSource) else None
+        source = prefs.features if self.from_source else None
         return self.run.train(
             f"{name} {candidate} {start}",
             marginal.init_from(theta, problem, self.optimiser),
             marginal.Data(problem, marginal.Settings(*numbers)),
-            recipe=marginal.make_recipe(self.optimiser),
+            recipe=self.recipe,
             num_steps=steps if num_steps is None else num_steps,
             source=source,
             keep=_snapshot if snapshots else None,
             pace=stride(steps),
         )
+
+    def each(self, function: Callable, items: Iterable) -> Iterable:
+        """`function` of every item, in order; several trainings at once.
+
+        One by one where a record is kept, which holds one training at a time, and from
+        a source, of which one block is in memory at a time.
+        """
+        one_by_one = self.run.recorded or self.from_source
+        return map(function, items) if one_by_one else on_threads(function, items)
+
+    def problem(self, prefs: Preferences, rank: int) -> marginal.Problem:
+        """What the steps of every candidate of this rank read."""
+        atoms = make_atoms(self.key_atoms, rank, self.config.num_atoms, self.dtype)
+        base = jnp.full(len(atoms), 1 / len(atoms), self.dtype)
+        return marginal.make_problem(prefs, atoms, base, self.whitening, self.room)
 
     def start(self, prefs: Preferences, rank: int, number: int) -> jax.Array:
         """θ before the first step; starts have numbers, and all but 0 are random."""
@@ -111,7 +132,8 @@ def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> None:
     those, and the ranks again there. What was tried is not trained again.
 
     Args:
-      try_out: candidate {"rank", "ridge", "tempering"} → its row, with "log_loss".
+      try_out: candidates {"rank", "ridge", "tempering"} → a row of each, with
+        "log_loss".
       ranks: candidate K.
       config: its grids are used.
     """
@@ -120,8 +142,10 @@ def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> None:
     for name in ("rank", "tempering", "ridge", "rank"):
         if name == "tempering" and best["rank"] == 1:
             continue  # One atom: γ would only scale the likelihood.
-        rows = [try_out({**best, name: value}) for value in grids[name]]
-        best[name] = min(rows, key=_loss)[name]
+        if len(grids[name]) > 1:
+            rows = try_out([{**best, name: value} for value in grids[name]])
+            best[name] = min(rows, key=_loss)[name]
+    try_out([best])  # Where no grid has two values, nothing was tried yet.
 
 
 def fit_marginal(
@@ -139,7 +163,7 @@ def fit_marginal(
     train = Trainer(prefs, (key_atoms, key_start), config, init, run)
     validation = make_validation(prefs, key_split, config.validation_share)
     best = dict(rank=ranks[0], ridge=config.ridges[0], tempering=config.temperings[0])
-    chosen, more, curve = None, [], np.zeros(0, np.float32)
+    chosen, more, curve = None, [], []
     num_steps = config.num_steps
     if validation.training.num_pairs and validation.heldout.num_pairs:
         best = _search(train, validation, ranks, config, run)
@@ -147,9 +171,10 @@ def fit_marginal(
         results = [train.result(*x, best) for x in zip(thetas, log_weights)]
         losses = validation.curve(*zip(*results, strict=True))
         counts = (stride(num_steps) * np.arange(1, len(losses) + 1)).clip(max=num_steps)
-        stops = rows_of([{"num_steps": int(n)} for n in counts], losses)
-        at = stops.index(choose(stops))
-        num_steps, curve = stops[at]["num_steps"], np.array(losses, np.float32)
+        curve, at = [macro_mean(x) for x in losses], choose_stop(losses)
+        stops = rows_of([{"num_steps": int(n)} for n in counts], curve)
+        stops[at]["chosen"] = True
+        num_steps = stops[at]["num_steps"]
         chosen, rows = choose_refinement(validation, *results[at], config)
         more = [*stops, *rows]
     theta, log_weights, metrics = _train_on_all(train, prefs, best, num_steps, run)
@@ -167,7 +192,7 @@ def fit_marginal(
             metrics.weights_norm,
             metrics.basis_norm,
             (*run.rows, *more),
-            curve,
+            np.array(curve, np.float32),
             np.array([row["num_steps"] for row in more[: len(curve)]], np.int32),
         ),
         temperature=config.temperature,
@@ -184,8 +209,12 @@ def _train_on_all(
     From some starts two true directions end in one column; the objective says so.
     """
     first = len(run.finished[0]) if run.finished else 0
-    for start in range(first, 1 if train.init is not None else train.config.num_starts):
-        state, metrics, _ = train("all", prefs, best, start=start, num_steps=num_steps)
+    starts = range(first, 1 if train.init is not None else train.config.num_starts)
+
+    def from_start(number):
+        return train("all", prefs, best, start=number, num_steps=num_steps)
+
+    for state, metrics, _ in train.each(from_start, starts):
         users = (np.asarray(prefs.counts) > 0).sum()
         penalty = best["ridge"] / 2 * float(jnp.sum(state.theta**2))
         value = users * float(np.sum(metrics.loss[-1:])) + penalty
@@ -201,18 +230,22 @@ def _train_on_all(
 def _search(train: Trainer, validation: Validation, ranks, config, run: Run) -> dict:
     """The chosen candidate; fills `run.rows` and `run.best`."""
 
-    def try_out(candidate):
-        for row in run.rows:
-            if candidate.items() <= row.items():
-                return row
-        trail = train("search", validation.training, candidate, snapshots=True)[2]
-        basis, prior = train.result(trail[0][-1], trail[1][-1], candidate)
-        loss = validation.loss(basis, [prior])[0]
-        row = {**candidate, "log_loss": loss, "chosen": False}
-        if _loss(row) < min(map(_loss, run.rows), default=np.inf) or not run.best:
-            run.best = trail
-        run.rows.append(row)
-        return row
+    def train_one(candidate):
+        return train("search", validation.training, candidate, snapshots=True)[2]
+
+    def row_of(candidate):
+        return next((r for r in run.rows if candidate.items() <= r.items()), None)
+
+    def try_out(candidates):
+        new = [candidate for candidate in candidates if row_of(candidate) is None]
+        for candidate, trail in zip(new, train.each(train_one, new)):
+            basis, prior = train.result(trail[0][-1], trail[1][-1], candidate)
+            loss = validation.loss(basis, [prior])[0]
+            row = {**candidate, "log_loss": loss, "chosen": False}
+            if _loss(row) < min(map(_loss, run.rows), default=np.inf) or not run.best:
+                run.best = trail
+            run.rows.append(row)
+        return [row_of(candidate) for candidate in candidates]
 
     select(try_out, ranks, config)
     train.problems.clear()

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lore_jax.adapt import adapt
+from lore_jax.backend import on_threads
 from lore_jax.config import TrainConfig
 from lore_jax.data import hold_out, take_shots
 from lore_jax.evaluate import log_loss, macro_mean
@@ -52,23 +53,27 @@ class Validation(NamedTuple):
         """
         proj = project_rows(self.training.features, basis)
         shown = [self._replace(training=take_shots(self.training, n)) for n in shots]
-        return [
-            float(np.mean([part._loss(proj, prior) for part in shown]))
-            for prior in priors
-        ]
 
-    def curve(self, bases: Sequence[jax.Array], priors: Sequence[Prior]) -> list[float]:
-        """`loss` of several bases with a prior each; the table is read once."""
+        def mean_loss(prior):
+            return float(np.mean([macro_mean(x._losses(proj, prior)) for x in shown]))
+
+        return on_threads(mean_loss, priors)
+
+    def curve(self, bases: Sequence[jax.Array], priors: Sequence[Prior]) -> np.ndarray:
+        """Log-loss of every user, float[S, U], of S bases with a prior each.
+
+        The table is read once.
+        """
         joined = project_rows(self.training.features, jnp.concatenate(bases, axis=1))
         ends = np.cumsum([basis.shape[1] for basis in bases])[:-1]
         parts = zip(np.split(np.asarray(joined), ends, axis=1), priors, strict=True)
-        return [self._loss(proj, prior) for proj, prior in parts]
+        return np.stack(on_threads(lambda part: self._losses(*part), parts))
 
-    def _loss(self, proj, prior: Prior) -> float:
+    def _losses(self, proj, prior: Prior) -> np.ndarray:
         eye = jnp.eye(proj.shape[1], dtype=proj.dtype)
         weights = adapt(eye, self.training.replace(features=proj), prior=prior).weights
         heldout = self.heldout.replace(features=proj)
-        return macro_mean(log_loss(eye, weights, heldout, prior.temperature))
+        return np.asarray(log_loss(eye, weights, heldout, prior.temperature))
 
 
 def make_validation(prefs: Preferences, key: jax.Array, share: float) -> Validation:
@@ -96,6 +101,22 @@ def choose(rows: list[dict]) -> dict:
     best = min(rows, key=lambda row: np.nan_to_num(row["log_loss"], nan=np.inf))
     best["chosen"] = True
     return best
+
+
+def choose_stop(losses: np.ndarray) -> int:
+    """The row of losses float[S, U] to stop at: the last, or one surely better.
+
+    That is the best on average, where its users' differences to the last exceed two
+    standard errors of their mean. Else the dips of a noisy curve would end training:
+    on judgements held out once more the best row is the worse choice.
+    """
+    losses = losses[:, np.isfinite(losses).all(0)]
+    if losses.shape[1] < 2:
+        return len(losses) - 1
+    best = int(losses.mean(1).argmin())
+    gain = losses[-1] - losses[best]
+    sure = gain.mean() > 2 * gain.std(ddof=1) / len(gain) ** 0.5
+    return best if sure else len(losses) - 1
 
 
 def make_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:

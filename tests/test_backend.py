@@ -59,6 +59,12 @@ def test_threads_keep_the_precision_of_the_caller():
         assert kinds == [kind] * 4
 
 
+def test_results_come_in_the_order_of_the_items():
+    assert backend.on_threads(lambda x: x * x, iter(range(50))) == [
+        x * x for x in range(50)
+    ]
+
+
 def test_an_error_of_one_item_reaches_the_caller():
     def fail(item):
         if item == 3:

@@ -1,6 +1,8 @@
 """`fit`: determinism, invariances, ranks, recovery, selection, order of updates."""
 
 import dataclasses
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,16 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import descent, marginal, reference, search, selection, whitening
+from lore_jax import (
+    backend,
+    descent,
+    marginal,
+    progress,
+    reference,
+    search,
+    selection,
+    whitening,
+)
 
 KEY = jax.random.key(0)
 # Few steps are enough for properties that hold at every step.
@@ -75,7 +86,11 @@ def test_of_several_starts_the_least_objective_is_kept(table, monkeypatch):
     assert given.history.loss.size
 
 
-def test_the_fit_stops_where_held_out_judgements_are_predicted_best(table, monkeypatch):
+def test_the_fit_stops_where_held_out_judgements_are_surely_better(monkeypatch):
+    """200 people with pairs of their own: 60 free directions over-fit."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6, 60)).astype(np.float32)
+    x *= np.where(rng.random((200, 6)) < 1 / (1 + np.exp(-x[..., 0])), 1, -1)[..., None]
     few = dict(num_steps=40, ridges=(1e-3,), temperings=(0.0,))
     config, refined = dataclasses.replace(QUICK, **few), []
     original = search.choose_refinement
@@ -85,7 +100,8 @@ def test_the_fit_stops_where_held_out_judgements_are_predicted_best(table, monke
         return original(validation, basis, prior, config)
 
     monkeypatch.setattr(search, "choose_refinement", spy)
-    fitted = lore.fit(table, rank=2, key=KEY, config=config)
+    prefs = lore.Preferences.from_ragged(list(x.astype(np.float32)))
+    fitted = lore.fit(prefs, rank=2, key=KEY, config=config)
     curve, steps = fitted.history.validation, fitted.history.validation_steps
     np.testing.assert_array_equal(steps, 4 * np.arange(1, 11))
     best = int(np.argmin(curve))
@@ -96,6 +112,55 @@ def test_the_fit_stops_where_held_out_judgements_are_predicted_best(table, monke
     # What follows is chosen for that stop, and not for the over-fitted end.
     assert refined == [pytest.approx(curve[best], rel=1e-5)]
     assert curve[best] < curve[-1] - 1e-3
+
+
+def test_trainings_run_at_the_same_time_unless_recorded(table, monkeypatch):
+    """Both wait for each other, or nobody may be in when the next one comes."""
+    monkeypatch.setattr(backend.multiprocessing, "cpu_count", lambda: 2)
+    both, inside = threading.Barrier(2), []
+
+    def together(item):
+        both.wait(timeout=30)
+        return item
+
+    def alone(item):
+        assert not inside
+        inside.append(item)
+        time.sleep(0.05)
+        return inside.pop()
+
+    source = table.replace(features=lore.data.ArraySource(table.features))
+    told = progress.Run(on_progress=lambda _: None)
+    for prefs, run, function in (
+        (table, progress.Run(), together),
+        (table, told, alone),
+        (source, progress.Run(), alone),
+    ):
+        trainer = search.Trainer(prefs, (KEY, KEY), QUICK, None, run)
+        assert list(trainer.each(function, range(2))) == [0, 1]
+
+
+def test_a_dip_within_the_noise_stops_nothing(table):
+    few = dict(num_steps=40, ridges=(1e-3,), temperings=(0.0,))
+    fitted = lore.fit(table, rank=2, key=KEY, config=dataclasses.replace(QUICK, **few))
+    assert fitted.history.validation.argmin() < 9
+    assert len(fitted.history.loss) == 40
+
+
+@pytest.mark.parametrize(
+    ("gains", "row"),
+    [
+        ([1.0, 1.0, 1.1, 0.9], 1),  # sure
+        ([3.0, -2.0, 1.0, -1.0], 2),  # better on average, and it may be chance
+        ([1.0, np.nan, 1.1, np.inf], 1),  # who has nothing held out has no say
+        ([5.0], 2),  # one user is no evidence
+        ([0.0, 0.0, 0.0], 2),
+    ],
+)
+def test_a_sooner_stop_must_be_better_by_two_standard_errors(gains, row):
+    end = np.full(len(gains), 2.0)
+    losses = np.stack([end + 1, end - gains, end])
+    assert selection.choose_stop(losses) == row
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
@@ -494,12 +559,14 @@ def test_the_search_finds_the_best_of_a_smooth_loss(best):
     """A convex loss over the grid is minimised without trying all of it."""
     config, ranks, tried = lore.TrainConfig(), (1, 2, 5), []
 
-    def try_out(candidate):
+    def loss(candidate):
         place = np.log1p([candidate["rank"], 20 * candidate["ridge"]])
         distance = np.abs(place - np.log1p([best[0], 20 * best[1]])).sum()
-        distance += abs(candidate["tempering"] - best[2])
-        tried.append({**candidate, "log_loss": distance})
-        return tried[-1]
+        return distance + abs(candidate["tempering"] - best[2])
+
+    def try_out(candidates):
+        tried.extend({**c, "log_loss": loss(c)} for c in candidates)
+        return tried[-len(candidates) :]
 
     search.select(try_out, ranks, config)
     names = ("rank", "ridge", "tempering")
