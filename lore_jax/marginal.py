@@ -149,37 +149,35 @@ def make_buckets(
 ) -> tuple[tuple[Bucket, ...], tuple[jax.Array, ...]]:
     """Pads users to 3, 5, 10, 20, 40, … pairs or the longest; chunks fit a cache."""
     counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
-    exact = np.array_equal(room, counts)
     buckets, num_chunks, low, high = [], [], 0, 3
     while low < room.max(initial=0):
         users = np.flatnonzero((counts > low) & (counts <= high))
-        most = users.size if exact else (room > low).sum()
-        if most:
-            size = min(chunk_users(num_atoms), most)
-            length = min(high, room.max())
-            group = group_size(length, prefs.weight is None)
-            place = np.arange(-(-length // group) * group)
-            real = np.zeros((-(-most // size) * size, len(place)), bool)
-            real[: users.size] = place < counts[users][:, None]
-            pairs = np.zeros(real.shape, np.int64)
-            pairs[: users.size] = offsets[users][:, None] + place
-            pairs = np.where(real, pairs, 0)
-            real, pairs = (
-                np.moveaxis(x.reshape(-1, size, len(place) // group, group), 1, -1)
-                for x in (real, pairs)
+        most = int((room > low).sum())  # As many as a split may leave here.
+        size = min(chunk_users(num_atoms), most)
+        length = min(high, room.max())
+        group = group_size(length, prefs.weight is None)
+        place = np.arange(-(-length // group) * group)
+        real = np.zeros((-(-most // size) * size, len(place)), bool)
+        real[: users.size] = place < counts[users][:, None]
+        pairs = np.zeros(real.shape, np.int64)
+        pairs[: users.size] = offsets[users][:, None] + place
+        pairs = np.where(real, pairs, 0)
+        real, pairs = (
+            np.moveaxis(x.reshape(-1, size, len(place) // group, group), 1, -1)
+            for x in (real, pairs)
+        )
+        take = functools.partial(_take, pairs)
+        weight = take(prefs.weight)
+        weight = real if weight is None else real * weight
+        buckets.append(
+            Bucket(
+                jnp.asarray(take(prefs.chosen)),
+                _device(take(prefs.rejected)),
+                jnp.asarray(weight, dtype),
+                _device(take(prefs.label), dtype),
             )
-            take = functools.partial(_take, pairs)
-            weight = take(prefs.weight)
-            weight = real if weight is None else real * weight
-            buckets.append(
-                Bucket(
-                    jnp.asarray(take(prefs.chosen)),
-                    _device(take(prefs.rejected)),
-                    jnp.asarray(weight, dtype),
-                    _device(take(prefs.label), dtype),
-                )
-            )
-            num_chunks.append(jnp.asarray(-(-users.size // size), jnp.int32))
+        )
+        num_chunks.append(jnp.asarray(-(-users.size // size), jnp.int32))
         low, high = high, 5 if high == 3 else high * 2
     return tuple(buckets), tuple(num_chunks)
 

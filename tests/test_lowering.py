@@ -68,11 +68,11 @@ def calls(make_preferences):
                 for key, value in list(vars(module).items()):
                     if value is function:
                         patch.setattr(module, key, recorded(name, function))
-        use_everything(make_preferences)
+        use_everything(make_preferences, patch)
     return seen
 
 
-def use_everything(make_preferences):
+def use_everything(make_preferences, patch):
     prefs = make_preferences(num_users=6, num_pairs=48)
     config = lore.TrainConfig(num_steps=2, ridges=(0.2,), temperings=(0.2, 0.3))
     key = jax.random.key(0)
@@ -97,6 +97,8 @@ def use_everything(make_preferences):
     state = lore.start_users(fitted.prior, prefs.num_users)
     lore.weights(lore.observe(state, basis, prefs))
     lore.score_pairs(basis, prefs, fitted.prior, prefs)
+    patch.setattr(lore.floor, "sized", lambda cpu, accelerator: accelerator)
+    lore.adapt(basis, on_device, prior=fitted.prior)
 
 
 def test_everything_compiled_is_used(calls):
