@@ -102,20 +102,22 @@ def adapt(
     shapes = ((rank,), dtype), ((), dtype), ((), dtype), ((), bool), ((), np.int32)
     shapes = (*shapes, ((rank,), dtype))[: 5 + spread]
     out = [np.empty((prefs.num_users, *shape), kind) for shape, kind in shapes]
-
+    logits = np.empty_like(out[0])
     read = chunk_reader(proj, prefs)
 
     def solve_chunk(chunk):
         start = None if init is None else _padded(np.asarray(init), chunk)
         solution = solve(*read(chunk), start)
+        place = chunk.place
         for target, values in zip(out, jax.device_get(tuple(solution)), strict=True):
-            target[chunk.users] = values[: len(chunk.users)]
+            target[place] = values[: len(chunk.users)]
+        logits[place] = np.log(np.maximum(out[0][place], np.finfo(dtype).tiny))
 
     for_each(solve_chunk, chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)))
     weights, loss, gap, converged, num_steps, *deviations = out
     return Adapted(
         weights=weights,
-        logits=np.log(np.maximum(weights, np.finfo(dtype).tiny)),
+        logits=logits,
         loss=loss,
         gap=gap,
         converged=converged,

@@ -47,6 +47,13 @@ class Chunk(NamedTuple):
     count: np.ndarray
     length: int
 
+    @property
+    def place(self) -> np.ndarray | slice:
+        """`users` as an index; those next to one another are a slice, which is fast."""
+        first, last = self.users[0], self.users[-1]
+        alike = last - first == len(self.users) - 1
+        return slice(first, last + 1) if alike else self.users
+
 
 def chunks(counts: np.ndarray, offsets: np.ndarray) -> Iterator[Chunk]:
     """Splits users by number of pairs into chunks of a few fixed shapes.
