@@ -1,5 +1,6 @@
 """What depends on the backend: sizes of chunks, LAPACK, and a thread a core."""
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -99,10 +100,18 @@ def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
     waiting = itertools.chain(first, items)
     turn, failed = threading.Lock(), threading.Event()
     config: Any = jax.config
-    double, device = config.jax_enable_x64, config.jax_default_device
+    managers = (
+        "enable_x64",
+        "default_device",
+        "default_prng_impl",
+        "threefry_partitionable",
+    )
+    values = {name: getattr(config, f"jax_{name}") for name in managers}
 
     def work():
-        with jax.enable_x64(double), jax.default_device(device):
+        with contextlib.ExitStack() as stack:
+            for name, value in values.items():
+                stack.enter_context(getattr(jax, name)(value))
             while not failed.is_set():
                 with turn:
                     item = next(waiting, _END)

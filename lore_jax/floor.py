@@ -22,13 +22,13 @@ _EXACT = lax.Precision.HIGHEST
 # cheap and a call is not.
 _SIZES = (
     ((4096, 2048), (1024, 64), (64, 0)),
-    ((131072, 16384), (16384, 1024), (1024, 64), (64, 0)),
+    ((131072, 16384), (16384, 2048), (2048, 64), (64, 0)),
 )
 _FOR_LONG = ((64, 48), (4, 0))  # where a chunk of padding costs more than a call
 _LONG = 160
 _FEW_PAIRS = 1 << 16
 _ROWS = (8192, 256)
-_ROOM = 1 << 12  # pairs on an accelerator are padded to it, times 4, …
+_ROOM = 1 << 19  # more pairs are read on an accelerator, padded to 4, 16, … times it
 _MANY_PAIRS = 1 << 20, 1 << 21
 
 
@@ -59,9 +59,9 @@ def chunks(counts: np.ndarray, offsets: np.ndarray) -> Iterator[Chunk]:
     """Splits users by number of pairs into chunks of a few fixed shapes.
 
     Lengths are padded to 3, 5, 10, 20, 40, …, and in small batches all alike to 40,
-    160, … (a compilation costs more than the padding); a chunk holds 4096 (on an
-    accelerator 131072 or 16384), 1024 or 64 users, or 4 with many pairs, and never one
-    (two) million pairs unless 4 users have more.
+    160, … (a compilation costs more than the padding); a chunk holds 4096, 1024 or 64
+    users, or 4 with many pairs, and never a million pairs unless 4 users have more. On
+    an accelerator it is 131072, 16384, 2048 or 64, and two million.
     """
     longest = counts.max(initial=0)
     lengths = _ladder([3, 5], 2, longest)
@@ -92,7 +92,7 @@ def _ladder(lengths: list[int], factor: int, longest: int) -> list[int]:
 def chunk_reader(proj, prefs: Preferences) -> Callable[[Chunk], tuple[Any, Any, Any]]:
     """A function Chunk → (z float[U, P, K], weight float[U, P], label or None).
 
-    Where z is read from a table on an accelerator, all of it happens there.
+    The pairs of large batches over a table on an accelerator are read there.
 
     Args:
       proj: float[M, K].
@@ -104,7 +104,7 @@ def chunk_reader(proj, prefs: Preferences) -> Callable[[Chunk], tuple[Any, Any, 
         proj = np.zeros((1, proj.shape[1]), proj.dtype)
     columns = jax.tree.map(np.asarray, columns)
     read = _read
-    if isinstance(proj, jax.Array) and sized(False, True):
+    if isinstance(proj, jax.Array) and sized(0, prefs.num_pairs) > _ROOM:
         # Few sizes, so few programs; once, not once a chunk.
         room = _ladder([_ROOM], 4, prefs.num_pairs)[-1] - prefs.num_pairs
         columns = jax.tree.map(lambda x: jnp.asarray(np.pad(x, (0, room))), columns)

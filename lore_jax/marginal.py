@@ -136,7 +136,7 @@ def make_problem(
         whitening=whitening,
         buckets=buckets,
         num_chunks=num_chunks,
-        num_users=jnp.asarray((counts > 0).sum(), atoms.dtype),
+        num_users=jnp.asarray(count_users(prefs), atoms.dtype),
         atoms=atoms,
         base=base,
         num_features=prefs.num_features,
@@ -144,10 +144,22 @@ def make_problem(
     )
 
 
+def count_users(prefs: Preferences) -> int:
+    """How many users have a pair that weighs anything."""
+    user = np.asarray(prefs.user)
+    if prefs.weight is not None:
+        user = user[np.asarray(prefs.weight) > 0]
+    return len(np.unique(user))
+
+
 def make_buckets(
     prefs: Preferences, num_atoms: int, dtype, room: np.ndarray
 ) -> tuple[tuple[Bucket, ...], tuple[jax.Array, ...]]:
-    """Pads users to 3, 5, 10, 20, 40, … pairs or the longest; chunks fit a cache."""
+    """Pads users to 3, 5, 10, 20, 40, … pairs or the longest; chunks fit a cache.
+
+    Whoever has room for more than a bucket's pairs has a place in it, so that every
+    split of a data set has the same shapes: twice the places of the pairs.
+    """
     counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
     buckets, num_chunks, low, high = [], [], 0, 3
     while low < room.max(initial=0):

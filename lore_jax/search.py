@@ -138,6 +138,7 @@ def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> None:
       config: its grids are used.
     """
     grids = dict(rank=ranks, ridge=config.ridges, tempering=config.temperings)
+    grids = {name: list(dict.fromkeys(values)) for name, values in grids.items()}
     best = {name: values[0] for name, values in grids.items()}
     for name in ("rank", "tempering", "ridge", "rank"):
         if name == "tempering" and best["rank"] == 1:
@@ -215,7 +216,7 @@ def _train_on_all(
         return train("all", prefs, best, start=number, num_steps=num_steps)
 
     for state, metrics, _ in train.each(from_start, starts):
-        users = (np.asarray(prefs.counts) > 0).sum()
+        users = marginal.count_users(prefs)
         penalty = best["ridge"] / 2 * float(jnp.sum(state.theta**2))
         value = users * float(np.sum(metrics.loss[-1:])) + penalty
         value = np.nan_to_num(value, nan=np.inf)

@@ -104,19 +104,23 @@ def choose(rows: list[dict]) -> dict:
 
 
 def choose_stop(losses: np.ndarray) -> int:
-    """The row of losses float[S, U] to stop at: the last, or one surely better.
+    """The row of losses float[S, U] to stop at: the last finite, or one surely better.
 
     That is the best on average, where its users' differences to the last exceed two
     standard errors of their mean. Else the dips of a noisy curve would end training:
     on judgements held out once more the best row is the worse choice.
     """
-    losses = losses[:, np.isfinite(losses).all(0)]
-    if losses.shape[1] < 2:
+    rows = np.flatnonzero(np.isfinite(losses).any(1))
+    if not rows.size:
         return len(losses) - 1
-    best = int(losses.mean(1).argmin())
-    gain = losses[-1] - losses[best]
+    known = losses[rows]
+    known = known[:, np.isfinite(known).all(0)]
+    if known.shape[1] < 2:
+        return int(rows[-1])
+    best = int(known.mean(1).argmin())
+    gain = known[-1] - known[best]
     sure = gain.mean() > 2 * gain.std(ddof=1) / len(gain) ** 0.5
-    return best if sure else len(losses) - 1
+    return int(rows[best if sure else -1])
 
 
 def make_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:

@@ -135,8 +135,9 @@ def _in_chunks(z, weight, label, barrier, start):
     Few users need many steps, and a chunk takes as many as its slowest user. Whoever is
     left behind starts afresh, so that no result depends on who else is there.
     """
-    users = z.shape[0]
-    chunk = min(users, sized(*CHUNK))
+    users, _, rank = z.shape
+    # An accelerator's chunk also holds a system of K² numbers a user.
+    chunk = min(users, sized(CHUNK[0], min(CHUNK[1], (1 << 25) // rank**2)))
     arrays = (z, weight, label, barrier, start)
 
     def piece(index, patience):

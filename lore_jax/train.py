@@ -52,7 +52,8 @@ def fit(
         `eye(K)` where the features are scores of K reward models.
       on_progress: called with a `Progress` every `every` steps and at the end of each
         training, `lore_jax.checkpoint.save_progress` for example. An exception that it
-        raises ends the fit. Rank 0 and a frozen basis take no step.
+        raises ends the fit. Rank 0 and a frozen basis take no step. Without it and
+        `resume`, several candidates are trained at the same time, which is faster.
       every: default a tenth of the steps.
       resume: a `Progress` of the same fit: what it had done is not done again.
 

@@ -59,10 +59,33 @@ def test_threads_keep_the_precision_of_the_caller():
         assert kinds == [kind] * 4
 
 
-def test_results_come_in_the_order_of_the_items():
-    assert backend.on_threads(lambda x: x * x, iter(range(50))) == [
-        x * x for x in range(50)
-    ]
+def test_threads_draw_the_random_numbers_of_the_caller():
+    def draw(_):
+        return np.asarray(jax.random.normal(jax.random.key(0), (5,)))
+
+    for context in (
+        jax.threefry_partitionable(False),
+        jax.threefry_partitionable(True),
+        jax.default_prng_impl("rbg"),
+    ):
+        with context:
+            want = draw(0)
+            for got in backend.on_threads(draw, range(8)):
+                np.testing.assert_array_equal(got, want)
+
+
+def test_results_come_in_the_order_of_the_items(monkeypatch):
+    """Though the first is the last to be ready."""
+    monkeypatch.setattr(backend.multiprocessing, "cpu_count", lambda: 2)
+    others = threading.Event()
+
+    def square(x):
+        if x == 0:
+            assert others.wait(timeout=30)
+        others.set()
+        return x * x
+
+    assert backend.on_threads(square, iter(range(5))) == [0, 1, 4, 9, 16]
 
 
 def test_an_error_of_one_item_reaches_the_caller():

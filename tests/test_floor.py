@@ -13,6 +13,7 @@ def accelerator(monkeypatch):
     """Sizes and paths of an accelerator, on this CPU."""
     for module in (_checks, floor):
         monkeypatch.setattr(module, "sized", lambda cpu, accelerator: accelerator)
+    monkeypatch.setattr(floor, "_ROOM", 50)
 
 
 def on_device(prefs):
@@ -30,12 +31,20 @@ def read_all(prefs):
 
 @pytest.mark.parametrize("kind", ["pairs", "differences"])
 def test_chunks_are_read_on_the_device_as_on_the_host(
-    kind, make_preferences, accelerator
+    kind, make_preferences, accelerator, monkeypatch
 ):
+    used, original = [], floor._read_on_device
+
+    def spy(*args, **kwargs):
+        used.append(args)
+        return original(*args, **kwargs)
+
     prefs = make_preferences(30, 200, label=True, weight=True)
     if kind == "differences":
         prefs = prefs.replace(rejected=None, weight=None, label=None)
-    for (chunk, got), (_, want) in zip(read_all(on_device(prefs)), read_all(prefs)):
+    monkeypatch.setattr(floor, "_read_on_device", spy)
+    chunks = zip(read_all(on_device(prefs)), read_all(prefs), strict=True)
+    for (chunk, got), (_, want) in chunks:
         for a, b in zip(got, want, strict=True):
             np.testing.assert_array_equal(a, b)
         z, weight, label = want
@@ -53,6 +62,7 @@ def test_chunks_are_read_on_the_device_as_on_the_host(
                     np.testing.assert_allclose(got[row][real], stored[mine], rtol=1e-6)
             else:
                 assert weight[row][real].all()
+    assert used
 
 
 def test_adapting_takes_larger_chunks_to_the_same_weights(

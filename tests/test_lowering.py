@@ -98,6 +98,7 @@ def use_everything(make_preferences, patch):
     lore.weights(lore.observe(state, basis, prefs))
     lore.score_pairs(basis, prefs, fitted.prior, prefs)
     patch.setattr(lore.floor, "sized", lambda cpu, accelerator: accelerator)
+    patch.setattr(lore.floor, "_ROOM", 40)
     lore.adapt(basis, on_device, prior=fitted.prior)
 
 

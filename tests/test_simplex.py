@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core as extend
 from jax.test_util import check_grads
 
 from lore_jax import simplex
@@ -151,3 +152,19 @@ def test_gradients_follow_the_implicit_function_theorem():
         vertex[:, :, 0] += 9
         grads = jax.jit(jax.grad(plain, argnums=(0, 1)))(vertex, weight)
         assert all(np.abs(x).max() < 1e-6 for x in grads)
+
+
+def test_an_accelerator_holds_few_systems_at_once(monkeypatch):
+    """No U × K × K: a chunk's systems, or the problem itself, is the largest."""
+    monkeypatch.setattr(simplex, "sized", lambda cpu, accelerator: accelerator)
+    z = jax.ShapeDtypeStruct((1 << 17, 10, 50), np.float32)
+    weight = jax.ShapeDtypeStruct(z.shape[:2], np.float32)
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (var.aval.size for var in equation.outvars)
+            for inner in extend.jaxprs_in_params(equation.params):
+                yield from sizes(inner)
+
+    program = jax.make_jaxpr(simplex.maximum_likelihood)(z, weight)
+    assert max(sizes(program.jaxpr)) <= max(z.size, 1 << 25)

@@ -161,6 +161,8 @@ def test_a_sooner_stop_must_be_better_by_two_standard_errors(gains, row):
     end = np.full(len(gains), 2.0)
     losses = np.stack([end + 1, end - gains, end])
     assert selection.choose_stop(losses) == row
+    # A training that ends in NaN is judged by what was finite before.
+    assert selection.choose_stop(np.stack([*losses, end * np.nan])) == row
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
@@ -213,8 +215,8 @@ def test_what_comes_back_fits_together(table, quick):
     np.testing.assert_allclose(np.exp(quick.prior.log_weights).sum(), 1, rtol=1e-4)
     assert quick.temperature == quick.prior.temperature == 1.0
     assert quick.config == QUICK
-    steps = quick.history.validation_steps[np.argmin(quick.history.validation)]
-    assert quick.history.loss.shape == (steps,)
+    stop = [row for row in chosen_rows(quick) if "num_steps" in row]
+    assert [{"num_steps": len(quick.history.loss)}] == stop
 
 
 def chosen_rows(fitted):
@@ -593,3 +595,13 @@ def test_room_changes_no_number(table):
         out.append(descent.run(state, data, recipe=recipe, num_steps=8))
     for a, b in zip(*map(jax.tree.leaves, out), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_who_weighs_nothing_is_no_user(table):
+    """π is normalised, and the objective is a mean over users who chose something."""
+    weight = np.where(table.user < 6, 0.0, 1.0)
+    half = lore.data.take_users(table, np.arange(6, 12))
+    fitted = lore.fit(table.replace(weight=weight), rank=2, key=KEY, config=QUICK)
+    np.testing.assert_allclose(np.exp(fitted.prior.log_weights).sum(), 1, rtol=1e-4)
+    assert marginal.count_users(table.replace(weight=weight)) == 6
+    assert marginal.count_users(half) == half.num_users == 6
