@@ -46,8 +46,9 @@ _OPTIONAL = {
     "unpruned.basis": "DJ",
     "unpruned.logits": "UJ",
     "kept": "K",
-    "spread": "",  # files before these four existed take the defaults
+    "spread": "",  # files before these five existed take the defaults
     "decay": "",
+    "margin_scale": "",
     "history.validation": "H",
     "history.validation_steps": "H",
     "user_ids": "B",
@@ -78,6 +79,7 @@ def save(path: str | os.PathLike, fitted: Fitted) -> None:
         "tempering": fitted.prior.tempering,
         "spread": fitted.prior.spread,
         "decay": fitted.prior.decay,
+        "margin_scale": fitted.prior.margin_scale,
         "history.loss": fitted.history.loss,
         "history.weights_norm": fitted.history.weights_norm,
         "history.basis_norm": fitted.history.basis_norm,
@@ -150,7 +152,7 @@ def load(path: str | os.PathLike) -> Fitted:
         raise ValueError(f"{path} has temperature {temperature}, expected above 0")
     x = {name: jnp.asarray(a) for name, a in arrays.items() if "_ids" not in name}
     history = {f: x[f"history.{f}"] for f in History._fields if f"history.{f}" in x}
-    later = {name: x[name] for name in ("spread", "decay") if name in x}
+    later = {n: x[n] for n in ("spread", "decay", "margin_scale") if n in x}
     unpruned = None
     if "kept" in x:
         unpruned = RewardParams(basis=x["unpruned.basis"], logits=x["unpruned.logits"])

@@ -28,6 +28,7 @@ class TrainConfig:
         first. With a basis that is given or of a published form, γ is compared at ∞.
       decays: candidate δ of the prior, each with every κ; likewise.
       spreads: candidate ρ of the prior.
+      margin_scales: candidate s of the prior, each with every ρ.
       ranks: candidate K of `rank="auto"`.
       start: "svd", directions that users' mean differences vary in most, or "random".
       num_starts: trainings on all pairs, the first from `start`, the others from random
@@ -48,6 +49,7 @@ class TrainConfig:
     concentrations: tuple[float, ...] = (3.0, 0.3, 1.0, 10.0, 30.0, math.inf)
     decays: tuple[float, ...] = (0.0, 0.5, -0.5, 1.0, -1.0)
     spreads: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
+    margin_scales: tuple[float, ...] = (1.0, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
     ranks: tuple[int, ...] = (1, 2, 5, 10)
     start: Literal["random", "svd"] = "svd"
     num_starts: int = 2
@@ -70,6 +72,7 @@ class TrainConfig:
         _grid(self, "concentrations", lambda x: x >= 0)
         _grid(self, "decays", math.isfinite)
         _grid(self, "spreads", lambda x: x >= 0 and math.isfinite(x))
+        _grid(self, "margin_scales", lambda x: x > 0 and math.isfinite(x))
         _choice(self, "start", ("random", "svd"))
         _grid(self, "ranks", lambda x: isinstance(x, int) and x >= 1)
         if self.prune and self.method != "alternating":

@@ -93,7 +93,7 @@ def predict_proba(
 ) -> np.ndarray:
     """P(chosen is preferred) of new pairs, integrated over the posterior.
 
-        P_n = σ(z_n · p / √(1 + π/8 · ρ z_nᵀ Σ z_n))
+        P_n = σ(s z_n · p / √(1 + π/8 · ρ z_nᵀ Σ z_n))
 
     Args:
       basis: V, float[D, K].
@@ -101,8 +101,8 @@ def predict_proba(
       prior: what `fit` learned; None is Dirichlet(1).
       new_pairs: N pairs of the same users, matched by name where they have names;
         `chosen` says which side the probability is of.
-      spread: ρ ≥ 0; 0 plugs the weights in. None is the prior's own, which `fit`
-        learned.
+      spread: ρ ≥ 0; 0 takes the weights for certain. None is the prior's own, which
+        `fit` learned, like the factor s.
 
     Returns:
       float[N], in the caller's order of `new_pairs`.
@@ -115,11 +115,12 @@ def predict_proba(
     References:
       MacKay, The evidence framework applied to classification networks, 1992.
     """
-    if spread is None:
-        spread = float((uniform_prior(1) if prior is None else prior).spread)
+    known = uniform_prior(1) if prior is None else prior
+    spread = float(known.spread) if spread is None else spread
     _checks.host_floats([spread], 1, "spread", 0.0, np.inf)
     moments = map_pairs(margin_moments, basis, prefs, prior, new_pairs)
-    return np.asarray(jax.nn.sigmoid(_squeezed(moments, spread)))
+    scale = float(known.margin_scale)
+    return np.asarray(jax.nn.sigmoid(_squeezed(moments, spread, scale)))
 
 
 def spread_losses(
@@ -127,12 +128,12 @@ def spread_losses(
     training: Preferences,
     heldout: Preferences,
     prior: Prior,
-    candidates: Sequence[float],
+    candidates: Sequence[tuple[float, float]],
     *,
     shots: tuple[int | None, ...] = SHOTS,
     num_users: int = 1000,
 ) -> list[float]:
-    """Macro log-loss of `predict_proba` on held-out pairs, one per candidate ρ.
+    """Macro log-loss of `predict_proba` on held-out pairs, one per candidate (ρ, s).
 
     Args:
       basis: V, float[D, K].
@@ -140,7 +141,7 @@ def spread_losses(
       heldout: pairs of the same users over the same table, which is read once, that
         share no judgement with it.
       prior: what `fit` learned from others, or from `training`.
-      candidates: of ρ.
+      candidates: of ρ and s.
       shots: numbers of pairs that count alike, None for all: what is right for users
         with many pairs may be wrong for new ones.
       num_users: how many users to use at most, at random.
@@ -151,7 +152,8 @@ def spread_losses(
     Raises:
       ValueError: shapes disagree or a candidate is negative.
     """
-    _checks.host_floats(candidates, len(candidates), "candidates", 0.0, np.inf)
+    for rho, scale in candidates:
+        _checks.host_floats([rho, scale], 2, "candidates", 0.0, np.inf)
     training, eye = on_floor(training, basis)
     heldout = heldout.replace(features=training.features)
     if training.num_users > num_users:
@@ -162,15 +164,17 @@ def spread_losses(
     for i, few in enumerate(shots):
         shown = take_shots(training, few)
         moments = map_pairs(margin_moments, eye, shown, prior, heldout)
-        for j, rho in enumerate(candidates):
-            loss = pair_loss(_squeezed(moments, rho)[heldout.order], heldout.label)
+        for j, (rho, scale) in enumerate(candidates):
+            margins = _squeezed(moments, rho, scale)[heldout.order]
+            loss = pair_loss(margins, heldout.label)
             losses[i, j] = macro_mean(per_user_mean(loss, heldout))
     return losses.mean(0).tolist()
 
 
-def _squeezed(moments: np.ndarray, spread: float) -> jax.Array:
+def _squeezed(moments: np.ndarray, spread: float, scale: float) -> jax.Array:
     """Margins whose sigmoid is the mean of the sigmoid of a normal: float[N]."""
-    return jnp.asarray(moments[:, 0] / np.sqrt(1 + np.pi / 8 * spread * moments[:, 1]))
+    mean, variance = moments.T
+    return jnp.asarray(scale * mean / np.sqrt(1 + np.pi / 8 * spread * variance))
 
 
 def map_pairs(

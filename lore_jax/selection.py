@@ -155,7 +155,7 @@ def make_prior(
 def choose_refinement(
     validation: Validation | None, basis: jax.Array, prior: Prior, config: TrainConfig
 ) -> tuple[Prior, list[dict]]:
-    """κ with δ, then ρ, by grouped validation: (prior, a row per candidate).
+    """κ with δ, then ρ with s, by grouped validation: (prior, a row per candidate).
 
     Few and many pairs count alike (`SHOTS`): what is right for users with many pairs
     may be wrong for new ones. Without a validation the first of each grid is taken.
@@ -167,7 +167,11 @@ def choose_refinement(
         for kappa in kappas
         if math.isfinite(kappa) or decay == decays[0]  # κ = ∞ has no δ.
     ]
-    spreads = [{"spread": rho} for rho in config.spreads]
+    spreads = [
+        {"spread": rho, "margin_scale": scale}
+        for scale in config.margin_scales
+        for rho in config.spreads
+    ]
     prior = _with(prior, pulls[0] | spreads[0])
     rows: list[dict] = []
     if validation is None or prior.atoms.shape[1] == 1:
@@ -177,7 +181,8 @@ def choose_refinement(
         rows += rows_of(pulls, losses)
         prior = _with(prior, pulls[rows.index(choose(rows))])
     if len(spreads) > 1:
-        losses = spread_losses(basis, *validation, prior, config.spreads)
+        pairs = [(x["spread"], x["margin_scale"]) for x in spreads]
+        losses = spread_losses(basis, *validation, prior, pairs)
         tried = rows_of(spreads, losses)
         prior = _with(prior, spreads[tried.index(choose(tried))])
         rows += tried
@@ -200,8 +205,8 @@ def _with(prior: Prior, settings: dict) -> Prior:
 
 
 def refined_like(prior: Prior, chosen: Prior) -> Prior:
-    """`prior` with the κ, δ and ρ of `chosen`."""
-    names = "concentration", "decay", "spread"
+    """`prior` with the κ, δ, ρ and s of `chosen`."""
+    names = "concentration", "decay", "spread", "margin_scale"
     return prior.replace(**{name: getattr(chosen, name) for name in names})
 
 

@@ -26,7 +26,10 @@ FORMAT = "lore_jax.users"
 VERSION = 1
 _CHUNKS = (16384, 1024, 64)
 _SUMS = ("table", "linear", "quadratic", "num_pairs")
-_PRIOR = ("atoms", "log_weights", "concentration", "tempering", "spread", "decay")
+_PRIOR = (
+    *("atoms", "log_weights", "concentration", "tempering", "spread", "decay"),
+    "margin_scale",
+)
 
 
 class UserStates(struct.PyTreeNode):

@@ -81,6 +81,8 @@ class Prior(struct.PyTreeNode):
         integrates over; `fit` learns it. The default gains less than a learned one.
       decay: δ, float[]. With n pairs the pull is κ_n = κ (n / 10)^−δ: above 0 where
         the atoms lie too far apart for users with many pairs.
+      margin_scale: s > 0, float[]. `predict_proba` takes margins s-fold: above 1 where
+        a regularised basis is less sure than it should be; `fit` learns it with ρ.
       temperature: T of the rewards that the atoms mix.
     """
 
@@ -90,6 +92,7 @@ class Prior(struct.PyTreeNode):
     tempering: jax.Array
     spread: Any = np.float32(0.1)
     decay: Any = np.float32(0.0)
+    margin_scale: Any = np.float32(1.0)
     temperature: float = struct.field(pytree_node=False, default=1.0)
 
     @property

@@ -125,9 +125,9 @@ def test_covariance_only_on_request_and_names_travel(basis):
     assert list(got.user_ids) == ["a", "b"]
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
-def test_probabilities_are_what_they_say(basis, seen, new, spread):
-    prior = make_prior()
+@pytest.mark.parametrize(("spread", "scale"), [(0.0, 1.0), (0.3, 1.2), (1.0, 0.7)])
+def test_probabilities_are_what_they_say(basis, seen, new, spread, scale):
+    prior = make_prior().replace(margin_scale=np.float32(scale))
     got = predict.predict_proba(basis, seen, prior, new, spread=spread)
     weights = np.asarray(lore.adapt(basis, seen, prior=prior).weights, np.float64)
     want = np.empty(new.num_pairs)
@@ -135,7 +135,7 @@ def test_probabilities_are_what_they_say(basis, seen, new, spread):
         z, _, _ = user_pairs(new, basis, u)
         moments = oracle_moments(*user_pairs(seen, basis, u), weights[u], prior)
         variance = np.einsum("qk,kl,ql->q", z, moments[1], z)
-        m = z @ weights[u] / np.sqrt(1 + np.pi / 8 * spread * variance)
+        m = scale * z @ weights[u] / np.sqrt(1 + np.pi / 8 * spread * variance)
         stored = np.flatnonzero(np.asarray(new.user) == u)
         want[new.order[stored]] = 1 / (1 + np.exp(-m))
     np.testing.assert_allclose(got, want, atol=2e-5)
@@ -223,6 +223,22 @@ def test_integrating_beats_plugging_in(few_pairs):
     likeliest = oracle.expected_log_loss(truth, new, 1 / (1 + np.exp(-m)))
     for better, worse in ((default, plugged), (learned, plugged), (learned, likeliest)):
         assert lore.evaluate.paired_difference(better, worse).high < 0
+
+
+def test_a_shrunk_basis_is_made_as_sure_as_it_should_be(few_pairs):
+    prior, truth, seen, new, pairs, others = few_pairs
+    shrunk = 0.7 * np.eye(5, dtype=np.float32)
+    validation = make_validation(others, jax.random.key(0), 0.3)
+    grids = dict(concentrations=(10.0,), decays=(0.0,), spreads=(0.0, 1.0))
+    losses = {}
+    for scales in ((1.0,), (1.0, 1.2, 1.5)):
+        config = lore.TrainConfig(**grids, margin_scales=scales)
+        learned, _ = choose_refinement(validation, shrunk, prior, config)
+        p = predict.predict_proba(shrunk, seen, learned, pairs)
+        p = np.clip(p.reshape(300, 100).astype(float), 1e-9, 1 - 1e-9)
+        losses[scales] = oracle.expected_log_loss(truth, new, p)
+    assert learned.margin_scale > 1
+    assert lore.evaluate.paired_difference(*list(losses.values())[::-1]).high < 0
 
 
 def test_integrating_is_better_calibrated(few_pairs):
