@@ -227,7 +227,7 @@ def test_integrating_beats_plugging_in(few_pairs):
 
 def test_a_shrunk_basis_is_made_as_sure_as_it_should_be(few_pairs):
     prior, truth, seen, new, pairs, others = few_pairs
-    shrunk = 0.7 * np.eye(5, dtype=np.float32)
+    shrunk = 0.5 * np.eye(5, dtype=np.float32)
     validation = make_validation(others, jax.random.key(0), 0.3)
     grids = dict(concentrations=(10.0,), decays=(0.0,), spreads=(0.0, 1.0))
     losses = {}
