@@ -1,5 +1,6 @@
 """Held-out accuracy, log-loss and calibration per user, with intervals over users."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from lore_jax import _checks
 from lore_jax.data import FourWay
-from lore_jax.losses import pair_coefficients, pair_loss
-from lore_jax.reward import margins
+from lore_jax.losses import pair_loss, user_shares, user_sums
+from lore_jax.reward import checked_margins
 from lore_jax.types import Preferences
 
 
@@ -67,11 +68,12 @@ def accuracy(basis: jax.Array, weights: jax.Array, prefs: Preferences) -> jax.Ar
     Raises:
       ValueError: shapes disagree or weights are not on the simplex.
     """
-    m = margins(basis, weights, prefs)[prefs.order]
-    hit = (1 + jnp.sign(m)) / 2
-    if prefs.label is not None:
-        hit = prefs.label * hit + (1 - prefs.label) * (1 - hit)
-    return per_user_mean(hit, prefs)
+    return _score(_hit, checked_margins(basis, weights, prefs), prefs)
+
+
+def _hit(margin, label):
+    hit = (1 + jnp.sign(margin)) / 2
+    return hit if label is None else label * hit + (1 - label) * (1 - hit)
 
 
 def log_loss(
@@ -91,18 +93,40 @@ def log_loss(
     Raises:
       ValueError: shapes disagree or weights are not on the simplex.
     """
-    m = margins(basis, weights, prefs, temperature)[prefs.order]
-    return per_user_mean(pair_loss(m, prefs.label), prefs)
+    return _score(pair_loss, checked_margins(basis, weights, prefs, temperature), prefs)
 
 
 def per_user_mean(values: jax.Array, prefs: Preferences) -> jax.Array:
     """Weighted mean over each user's pairs of values float[N] in stored order."""
-    coefficients = pair_coefficients(prefs, "users", values.dtype)
-    totals = [
-        jax.ops.segment_sum(x, prefs.user, prefs.num_users, indices_are_sorted=True)
-        for x in (coefficients * values, coefficients)
-    ]
-    return jnp.where(totals[1] > 0, totals[0], jnp.nan)
+    return _score(_itself, values, prefs)
+
+
+def _itself(values, label):
+    del label
+    return values
+
+
+def _score(function, values, prefs: Preferences) -> jax.Array:
+    arrays = values, prefs.label, prefs.weight, prefs.user
+    return user_means(*arrays, function=function, num_users=prefs.num_users)
+
+
+@functools.partial(jax.jit, static_argnames=("function", "num_users"))
+def user_means(values, label, weight, user, *, function, num_users: int) -> jax.Array:
+    """Weighted mean over each user's pairs of function(value, label): float[U].
+
+    Args:
+      values: float[N], stored order.
+      label: float[N] or None.
+      weight: float[N], None for 1.
+      user: int[N].
+      function: of arrays, elementwise.
+      num_users: U.
+    """
+    weight = jnp.ones_like(values) if weight is None else weight.astype(values.dtype)
+    share, total = user_shares(weight, user, num_users)
+    mean = user_sums(share * function(values, label), user, num_users)
+    return jnp.where(total > 0, mean, jnp.nan)
 
 
 def macro_mean(values: Any) -> float:

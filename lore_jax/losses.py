@@ -1,5 +1,6 @@
 """Bradley–Terry losses and regularisers. Pure; jit-, vmap- and grad-safe."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -45,10 +46,21 @@ def pair_coefficients(
         return weight / jnp.where(total > 0, total, 1)
     if weighting != "users":
         raise ValueError(f"weighting must be 'pairs' or 'users', got {weighting!r}")
-    total = jax.ops.segment_sum(
-        weight, prefs.user, prefs.num_users, indices_are_sorted=True
-    )
-    return weight / jnp.where(total > 0, total, 1)[prefs.user]
+    return user_shares(weight, prefs.user, prefs.num_users)[0]
+
+
+@functools.partial(jax.jit, static_argnames="num_users")
+def user_shares(
+    weight: jax.Array, user: jax.Array, num_users: int
+) -> tuple[jax.Array, jax.Array]:
+    """Each pair's share of its user's weight, float[N], and that weight, float[U]."""
+    total = user_sums(weight, user, num_users)
+    return weight / jnp.where(total > 0, total, 1)[user], total
+
+
+def user_sums(values: jax.Array, user: jax.Array, num_users: int) -> jax.Array:
+    """Sum over each user's pairs of values float[N] in stored order: float[U]."""
+    return jax.ops.segment_sum(values, user, num_users, indices_are_sorted=True)
 
 
 def bradley_terry_loss(

@@ -5,17 +5,19 @@ learned on grouped validation (`selection`): where the basis was shrunk to suit
 plugged-in weights, averaging on top of that would be under-confident.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from lore_jax import _checks
 from lore_jax.adapt import adapt
 from lore_jax.data import take_shots, take_users
-from lore_jax.evaluate import macro_mean, per_user_mean
+from lore_jax.evaluate import macro_mean, user_means
 from lore_jax.floor import chunk_reader, chunks, on_floor
 from lore_jax.losses import pair_loss
 from lore_jax.mixture import Mixture, deviation, margin_moments, mixture_of
@@ -160,21 +162,35 @@ def spread_losses(
         rng = np.random.default_rng(0)
         some = np.sort(rng.choice(training.num_users, num_users, replace=False))
         training, heldout = (take_users(x, some) for x in (training, heldout))
-    losses = np.empty((len(shots), len(candidates)))
-    for i, few in enumerate(shots):
+    losses = []
+    for few in shots:
         shown = take_shots(training, few)
         moments = map_pairs(margin_moments, eye, shown, prior, heldout)
-        for j, (rho, scale) in enumerate(candidates):
-            margins = _squeezed(moments, rho, scale)[heldout.order]
-            loss = pair_loss(margins, heldout.label)
-            losses[i, j] = macro_mean(per_user_mean(loss, heldout))
-    return losses.mean(0).tolist()
+        by_user = _squeezed_losses(
+            moments[heldout.order],
+            np.asarray(candidates, moments.dtype),
+            heldout.label,
+            heldout.weight,
+            heldout.user,
+            num_users=heldout.num_users,
+        )
+        losses.append([macro_mean(loss) for loss in np.asarray(by_user)])
+    return np.mean(losses, 0).tolist()
 
 
-def _squeezed(moments: np.ndarray, spread: float, scale: float) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="num_users")
+def _squeezed_losses(moments, candidates, *pairs, num_users):
+    def one(candidate):
+        values = _squeezed(moments, *candidate)
+        return user_means(values, *pairs, function=pair_loss, num_users=num_users)
+
+    return lax.map(one, candidates)
+
+
+def _squeezed(moments, spread, scale) -> jax.Array:
     """Margins whose sigmoid is the mean of the sigmoid of a normal: float[N]."""
     mean, variance = moments.T
-    return jnp.asarray(scale * mean / np.sqrt(1 + np.pi / 8 * spread * variance))
+    return scale * mean / jnp.sqrt(1 + np.pi / 8 * spread * variance)
 
 
 def map_pairs(

@@ -153,15 +153,32 @@ def margins(
     Raises:
       ValueError: shapes disagree or weights are not on the simplex.
     """
+    stored = checked_margins(basis, weights, prefs, temperature)
+    return jnp.zeros_like(stored).at[prefs.order].set(stored)
+
+
+def checked_margins(
+    basis: jax.Array,
+    weights: jax.Array,
+    prefs: Preferences,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """`margins` in stored order; it raises what they raise."""
     _check_users(basis, weights, prefs)
     _checks.check_positive(temperature, "temperature")
-    stored = stored_margins(project(prefs.features, basis), weights, prefs)
-    return jnp.zeros_like(stored).at[prefs.order].set(stored) / temperature
+    proj = project(prefs.features, basis)
+    return stored_margins(proj, weights, prefs) / temperature
 
 
 def stored_margins(proj, weights: jax.Array, prefs: Preferences) -> jax.Array:
     """Margins at T = 1 from projected features, in stored order: float[N]."""
-    return mix(jnp.asarray(pair_rewards(proj, prefs)), jnp.asarray(weights)[prefs.user])
+    z = pair_rewards(proj, prefs)
+    return _mix_of(z, weights, prefs.user)
+
+
+@jax.jit
+def _mix_of(z, weights, user):
+    return mix(z, weights[user])
 
 
 def score(basis: jax.Array, weights: jax.Array, features) -> jax.Array:

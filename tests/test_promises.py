@@ -57,7 +57,9 @@ def test_the_pull_is_learned_to_fade_where_atoms_are_far_apart():
     _, z, _ = oracle.population(rng, 1.0, 5, 50, 150, new_pairs=0)
     validation = make_validation(stacked(z), jax.random.key(0), 0.3)
     decays = (0.0, 0.5, -0.5)
-    config = lore.TrainConfig(concentrations=(10.0,), decays=decays, spreads=(0.0,))
+    config = lore.TrainConfig(
+        concentrations=(10.0,), decays=decays, spreads=(0.0,), margin_scales=(1.0,)
+    )
     chosen, rows = choose_refinement(validation, np.eye(5), prior, config)
     assert [row["decay"] for row in rows] == list(decays)
     assert chosen.decay == 0.5
