@@ -128,11 +128,9 @@ def test_what_is_held_out_has_no_part_in_the_start(prefs, monkeypatch):
     config = lore.TrainConfig(num_steps=1, ridges=(0.2,), temperings=(0.2, 0.3))
     lore.fit(prefs, rank=2, key=KEY, config=config)
     held = make_validation(prefs, jax.random.split(KEY, 3)[2], config.validation_share)
-    assert seen == [
-        ("svd", held.training.num_pairs),
-        ("svd", prefs.num_pairs),
-        ("random", prefs.num_pairs),
-    ]
+    assert seen[0] == ("svd", held.training.num_pairs)
+    # These two are made by threads, in any order.
+    assert sorted(seen[1:]) == [("random", prefs.num_pairs), ("svd", prefs.num_pairs)]
 
 
 def test_candidates_are_compared_at_the_first_pull(prefs):
