@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lore_jax.backend import cholesky, solve_lower, solve_upper
+from lore_jax.backend import cholesky, sized, solve_lower, solve_upper
 
 UNROLL = 8, 10  # largest system, of directions or of pairs, whose Cholesky is unrolled
 _EXACT = lax.Precision.HIGHEST
-WRITTEN = 24  # most terms of a sum that are written out
+WRITTEN = 24  # most terms of a sum that are written out as they are
+FOLDED = 8  # to how many terms a longer one is folded
 FAST_STEPS = 12  # easy users need 4-8; the rest are handed to the careful solver
 CAREFUL_STEPS = 60  # the hardest problems known need 31
 FAR = 1e-3  # a gap that far below the tolerance needs no second step below it
@@ -32,13 +33,19 @@ class Problem(NamedTuple):
 
 
 def fold(reduce, x):
-    """``reduce`` jnp.add, maximum or minimum over axis 0; few terms are written out.
+    """``reduce`` jnp.add, maximum or minimum over axis 0, written out.
 
-    XLA vectorises what is written out over users, and its own reductions hardly.
+    XLA vectorises what is written out over users, and its own reductions on a CPU
+    hardly. Many terms are folded in half there until few are left.
     """
-    if len(x) > WRITTEN:
+    if len(x) > WRITTEN and sized(False, True):
         return reduce.reduce(x, 0)
-    return functools.reduce(reduce, [x[k] for k in range(len(x))])
+    odd, most = [], WRITTEN if len(x) <= WRITTEN else FOLDED
+    while len(x) > most:
+        half = len(x) // 2
+        odd += [x[-1]] * (len(x) % 2)
+        x = reduce(x[:half], x[half : 2 * half])
+    return functools.reduce(reduce, [*odd, *(x[k] for k in range(len(x)))])
 
 
 def margins(z, p):
@@ -56,9 +63,9 @@ def back_project(z, r):
 def hessian(z, c):
     """Rows k of Σ_n c[n] z[n] z[n]ᵀ from column k on, float[K−k, U].
 
-    Few terms are written out, many go to the matrix product.
+    An accelerator takes many terms as a matrix product.
     """
-    if len(z) > WRITTEN:
+    if len(z) > WRITTEN and sized(False, True):
         whole = jnp.einsum("pu,pku,plu->klu", c, z, z, precision=_EXACT)
         return [row[k:] for k, row in enumerate(whole)]
     return [back_project(z[:, k:], c * z[:, k]) for k in range(z.shape[1])]

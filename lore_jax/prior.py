@@ -20,6 +20,7 @@ from lore_jax.types import Prior
 _EXACT = lax.Precision.HIGHEST
 _CHUNK_CELLS = 1 << 15, 1 << 22  # users × atoms
 _WRITTEN = 12  # directions up to which margins are written out, not multiplied
+_PART = 160  # pairs of one user in a row; more are taken side by side, as users are
 _GROUP = 10  # pairs under one logarithm: Σ log(1 + e) = log Π (1 + e) ≤ 10 log 2
 
 
@@ -95,8 +96,21 @@ def log_likelihoods(
     Returns:
       float[U, A].
     """
-    table = functools.partial(likelihood_table, atoms, unit_weights)
-    return _in_chunks(table, len(atoms), unit_weights, z, weight, label)
+    users, length = weight.shape
+    parts = max(1, -(-length // _PART))
+    arrays = z, weight, label
+    if parts > 1:
+        arrays = jax.tree.map(functools.partial(_side_by_side, parts), arrays)
+    function = functools.partial(likelihood_table, atoms, unit_weights)
+    table = _in_chunks(function, len(atoms), unit_weights, *arrays)
+    return table.reshape(users, parts, -1).sum(1) if parts > 1 else table
+
+
+def _side_by_side(parts, x):
+    """Pairs float[U, P, …] as float[U · parts, P / parts, …], padded with 0."""
+    length = parts * _PART
+    pad = ((0, 0), (0, length - x.shape[1])) + ((0, 0),) * (x.ndim - 2)
+    return jnp.pad(x, pad).reshape(-1, _PART, *x.shape[2:])
 
 
 def group_size(num_pairs: int, unit_weights: bool) -> int:
@@ -226,15 +240,22 @@ def posterior_mean(
 ) -> jax.Array:
     """p̄ = Σ_a posterior_a · atom_a, float[U, K]; the arguments as above."""
 
-    def users(z, weight, label):
-        table = likelihood_table(prior.atoms, unit_weights, z, weight, label)
-        power = likelihood_power(jnp.sum(weight, axis=(0, 1)), prior.tempering)
+    def mean_of(table, total):
+        power = likelihood_power(total, prior.tempering)
         joint = power[None] * table + prior.log_weights[:, None]
         share = jnp.exp(joint - lax.stop_gradient(jnp.max(joint, axis=0))[None])
-        total = jnp.matmul(prior.atoms.T, share, precision=_EXACT)
-        return total / jnp.sum(share, axis=0)[None]
+        mean = jnp.matmul(prior.atoms.T, share, precision=_EXACT)
+        return mean / jnp.sum(share, axis=0)[None]
 
-    return _in_chunks(users, len(prior.atoms), unit_weights, z, weight, label)
+    def users(z, weight, label):
+        table = likelihood_table(prior.atoms, unit_weights, z, weight, label)
+        return mean_of(table, jnp.sum(weight, axis=(0, 1)))
+
+    if weight.shape[1] <= _PART:
+        return _in_chunks(users, len(prior.atoms), unit_weights, z, weight, label)
+    arrays = z, weight, label, prior.atoms
+    table = log_likelihoods(*arrays, unit_weights=unit_weights)
+    return mean_of(table.T, jnp.sum(weight, axis=1)).T
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax.prior import posterior_mean
+from lore_jax.prior import log_likelihoods, posterior_mean
 
 RANK, FEATURES, TEMPERATURE = 3, 5, 2.0
 COUNTS = (10, 7, 6, 0, 9, 2, 8, 10)
@@ -453,3 +453,27 @@ def test_pure_kernels_are_differentiable_through_the_posterior(prior):
     want = (first(z + step) - first(z - step)) / 2e-2
     np.testing.assert_allclose(got[0, 1, 2], want, rtol=2e-2, atol=1e-5)
     assert not np.any(got[1])
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighted", "labelled"])
+def test_many_pairs_side_by_side_are_the_same_posterior(kind, prior):
+    """401 pairs of one user become three users' worth of work, and one table."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(3, 401, RANK)).astype(np.float32)
+    weight, label = np.ones((3, 401), np.float32), None
+    weight[0, 170:] = 0  # whole parts of padding
+    if kind == "weighted":
+        weight = weight * rng.random((3, 401), np.float32)
+    if kind == "labelled":
+        label = rng.random((3, 401), np.float32)
+    atoms, unit = np.asarray(prior.atoms), kind != "weighted"
+    got = log_likelihoods(z, weight, label, atoms, unit_weights=unit)
+    m = np.float64(z) @ np.float64(atoms).T
+    y = 1 if label is None else label[..., None]
+    table = -(weight[..., None] * (np.logaddexp(0, m) - y * m)).sum(1)
+    np.testing.assert_allclose(got, table, rtol=1e-5, atol=1e-3)
+    joint = weight.sum(1, keepdims=True) ** -float(prior.tempering) * table
+    share = np.exp(joint + np.asarray(prior.log_weights) - joint.max(1, keepdims=True))
+    mean = posterior_mean(z, weight, label, prior, unit_weights=unit)
+    want = share @ atoms / share.sum(1, keepdims=True)
+    np.testing.assert_allclose(mean, want, atol=1e-4)

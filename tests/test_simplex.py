@@ -7,7 +7,7 @@ import pytest
 from jax.extend import core as extend
 from jax.test_util import check_grads
 
-from lore_jax import simplex
+from lore_jax import interior, simplex
 
 KINDS = ("gauss", "separable", "duplicated", "collinear", "integer")
 ml = jax.jit(simplex.maximum_likelihood)
@@ -168,3 +168,11 @@ def test_an_accelerator_holds_few_systems_at_once(monkeypatch):
 
     program = jax.make_jaxpr(simplex.maximum_likelihood)(z, weight)
     assert max(sizes(program.jaxpr)) <= max(z.size, 1 << 25)
+
+
+@pytest.mark.parametrize("length", [1, 24, 25, 40, 99])
+@pytest.mark.parametrize("name", ["add", "minimum", "maximum"])
+def test_folding_in_half_loses_no_term(name, length):
+    x = np.arange(1, length + 1, dtype=np.float32)[:, None] * np.float32([1, -1])
+    got = interior.fold(getattr(jnp, name), x)
+    np.testing.assert_array_equal(got, getattr(np, name).reduce(x, 0))
