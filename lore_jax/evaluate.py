@@ -68,12 +68,10 @@ def accuracy(basis: jax.Array, weights: jax.Array, prefs: Preferences) -> jax.Ar
     Raises:
       ValueError: shapes disagree or weights are not on the simplex.
     """
-    return _score(_hit, checked_margins(basis, weights, prefs), prefs)
-
-
-def _hit(margin, label):
-    hit = (1 + jnp.sign(margin)) / 2
-    return hit if label is None else label * hit + (1 - label) * (1 - hit)
+    hit = (1 + jnp.sign(checked_margins(basis, weights, prefs))) / 2
+    if prefs.label is not None:
+        hit = prefs.label * hit + (1 - prefs.label) * (1 - hit)
+    return per_user_mean(hit, prefs)
 
 
 def log_loss(
@@ -93,39 +91,21 @@ def log_loss(
     Raises:
       ValueError: shapes disagree or weights are not on the simplex.
     """
-    return _score(pair_loss, checked_margins(basis, weights, prefs, temperature), prefs)
+    m = checked_margins(basis, weights, prefs, temperature)
+    return per_user_mean(pair_loss(m, prefs.label), prefs)
 
 
 def per_user_mean(values: jax.Array, prefs: Preferences) -> jax.Array:
     """Weighted mean over each user's pairs of values float[N] in stored order."""
-    return _score(_itself, values, prefs)
+    return user_means(values, prefs.weight, prefs.user, prefs.num_users)
 
 
-def _itself(values, label):
-    del label
-    return values
-
-
-def _score(function, values, prefs: Preferences) -> jax.Array:
-    arrays = values, prefs.label, prefs.weight, prefs.user
-    return user_means(*arrays, function=function, num_users=prefs.num_users)
-
-
-@functools.partial(jax.jit, static_argnames=("function", "num_users"))
-def user_means(values, label, weight, user, *, function, num_users: int) -> jax.Array:
-    """Weighted mean over each user's pairs of function(value, label): float[U].
-
-    Args:
-      values: float[N], stored order.
-      label: float[N] or None.
-      weight: float[N], None for 1.
-      user: int[N].
-      function: of arrays, elementwise.
-      num_users: U.
-    """
+@functools.partial(jax.jit, static_argnames="num_users")
+def user_means(values, weight, user, num_users: int) -> jax.Array:
+    """`per_user_mean` from a `Preferences`' arrays, for use in compiled loops."""
     weight = jnp.ones_like(values) if weight is None else weight.astype(values.dtype)
     share, total = user_shares(weight, user, num_users)
-    mean = user_sums(share * function(values, label), user, num_users)
+    mean = user_sums(share * values, user, num_users)
     return jnp.where(total > 0, mean, jnp.nan)
 
 

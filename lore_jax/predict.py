@@ -172,17 +172,17 @@ def spread_losses(
             heldout.label,
             heldout.weight,
             heldout.user,
-            num_users=heldout.num_users,
+            heldout.num_users,
         )
         losses.append([macro_mean(loss) for loss in np.asarray(by_user)])
     return np.mean(losses, 0).tolist()
 
 
 @functools.partial(jax.jit, static_argnames="num_users")
-def _squeezed_losses(moments, candidates, *pairs, num_users):
+def _squeezed_losses(moments, candidates, label, weight, user, num_users):
     def one(candidate):
-        values = _squeezed(moments, *candidate)
-        return user_means(values, *pairs, function=pair_loss, num_users=num_users)
+        loss = pair_loss(_squeezed(moments, *candidate), label)
+        return user_means(loss, weight, user, num_users)
 
     return lax.map(one, candidates)
 

@@ -97,20 +97,17 @@ def log_likelihoods(
       float[U, A].
     """
     users, length = weight.shape
-    parts = max(1, -(-length // _PART))
-    arrays = z, weight, label
-    if parts > 1:
-        arrays = jax.tree.map(functools.partial(_side_by_side, parts), arrays)
+    part = min(length, _PART)
+    parts = -(-length // part)
+
+    def side_by_side(x):
+        pad = ((0, 0), (0, parts * part - length)) + ((0, 0),) * (x.ndim - 2)
+        return jnp.pad(x, pad).reshape(-1, part, *x.shape[2:])
+
+    arrays = jax.tree.map(side_by_side, (z, weight, label))
     function = functools.partial(likelihood_table, atoms, unit_weights)
     table = _in_chunks(function, len(atoms), unit_weights, *arrays)
-    return table.reshape(users, parts, -1).sum(1) if parts > 1 else table
-
-
-def _side_by_side(parts, x):
-    """Pairs float[U, P, …] as float[U · parts, P / parts, …], padded with 0."""
-    length = parts * _PART
-    pad = ((0, 0), (0, length - x.shape[1])) + ((0, 0),) * (x.ndim - 2)
-    return jnp.pad(x, pad).reshape(-1, _PART, *x.shape[2:])
+    return table.reshape(users, parts, -1).sum(1)
 
 
 def group_size(num_pairs: int, unit_weights: bool) -> int:
