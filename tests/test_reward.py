@@ -1,5 +1,7 @@
 """Rewards, projection and ranking against float64 NumPy."""
 
+import functools
+
 import jax
 import jax.extend.core
 import jax.numpy as jnp
@@ -124,11 +126,20 @@ def test_project_reads_a_source_block_by_block():
     np.testing.assert_allclose(got, lore.project(x, basis), rtol=1e-6)
 
 
-def test_the_gradient_of_project_is_the_back_projection():
-    basis, _, x = problem()
-    g = np.random.default_rng(1).normal(size=(9, 3)).astype(np.float32)
-    got = jax.grad(lambda v: jnp.sum(lore.project(x, v) * g))(basis)
-    np.testing.assert_allclose(got, x.T @ g, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("rank", [3, 5, 8, 10, 17])
+def test_project_and_its_derivatives_at_every_width(rank):
+    """At 5 and 10 columns are added, which neither values nor slopes may show."""
+    rng = np.random.default_rng(1)
+    x, g, dx = (rng.normal(size=(9, n)).astype("f") for n in (6, rank, 6))
+    basis, dv = rng.normal(size=(2, 6, rank)).astype("f")
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    out, pullback = jax.vjp(lore.project, x, basis)
+    close(out, x @ basis)
+    for got, want in zip(pullback(g), (g @ basis.T, x.T @ g), strict=True):
+        close(got, want)
+    moved = jax.jvp(lore.project, (x, basis), (dx, dv))[1]
+    close(moved, dx @ basis + x @ dv)
+    close(jax.grad(lambda v: jnp.sum(lore.project(x, v) * g))(basis), x.T @ g)
 
 
 def test_score_is_every_user_times_every_response():
