@@ -32,13 +32,14 @@ class Problem(NamedTuple):
     barrier: jax.Array | None  # float[K, U]
 
 
-def fold(reduce, x):
+def fold(reduce, x, *, rank=0):
     """``reduce`` jnp.add, maximum or minimum over axis 0, written out.
 
     XLA vectorises what is written out over users, and its own reductions on a CPU
-    hardly. Many terms are folded in half there until few are left.
+    hardly. Many terms are folded in half there until few are left; not at large K,
+    ``rank``, where sums take little of the time and long ones most of compiling.
     """
-    if len(x) > WRITTEN and sized(False, True):
+    if len(x) > WRITTEN and (rank > WRITTEN or sized(False, True)):
         return reduce.reduce(x, 0)
     odd, most = [], WRITTEN if len(x) <= WRITTEN else FOLDED
     while len(x) > most:
@@ -57,7 +58,8 @@ def margins(z, p):
 
 def back_project(z, r):
     """Σ_n r[n] z[n]: float[K, U]."""
-    return fold(jnp.add, z * (r[:, None] if z.ndim == 3 else r))
+    rank = z.shape[1] if z.ndim == 3 else 0
+    return fold(jnp.add, z * (r[:, None] if z.ndim == 3 else r), rank=rank)
 
 
 def hessian(z, c):
@@ -79,14 +81,15 @@ def gradient(problem, q):
 
 def duality_gap(problem, p, g):
     """Duality gap float[U] at p with gradient g; exact for any rounding of p."""
+    total = functools.partial(fold, rank=len(p))
     if problem.barrier is None:
-        return fold(jnp.add, p * (g - fold(jnp.minimum, g)))
+        return total(jnp.add, p * (g - total(jnp.minimum, g)))
     b = problem.barrier
-    bound = jnp.minimum(fold(jnp.add, p * g - b), fold(jnp.minimum, g - b))
+    bound = jnp.minimum(total(jnp.add, p * g - b), total(jnp.minimum, g - b))
     x = p * (g - bound)
     ratio = x / jnp.where(b > 0, b, 1) - 1
     floor = jnp.finfo(p.dtype).eps - 1
-    return fold(
+    return total(
         jnp.add, jnp.where(b > 0, b * (ratio - jnp.log1p(jnp.maximum(ratio, floor))), x)
     )
 
@@ -189,9 +192,9 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
     return direction
 
 
-def _room(x, dx):
+def _room(x, dx, rank):
     """Largest step float[U] that keeps x + step·dx ≥ 0."""
-    return 1 / jnp.maximum(fold(jnp.maximum, -dx / x), 1e-20)
+    return 1 / jnp.maximum(fold(jnp.maximum, -dx / x, rank=rank), 1e-20)
 
 
 def fast(problem, p, tol, twice, active, num_steps, patience):
@@ -201,6 +204,7 @@ def fast(problem, p, tol, twice, active, num_steps, patience):
     """
     z, w = problem.z, problem.weight
     b = jnp.zeros_like(p) if problem.barrier is None else problem.barrier
+    num = z.shape[1]
 
     def certify(p):
         q = jax.nn.sigmoid(-margins(z, p))
@@ -218,14 +222,15 @@ def fast(problem, p, tol, twice, active, num_steps, patience):
         )
         dp = direction(b / p - g)
         ds = b / p - s - s / p * dp
-        room = jnp.minimum(1, jnp.minimum(_room(p, dp), _room(s, ds)))
+        room = jnp.minimum(1, jnp.minimum(_room(p, dp, num), _room(s, ds, num)))
         mu = jnp.mean(p * s - b, 0)
         reached = jnp.mean((p + room * dp) * (s + room * ds) - b, 0)
         ratio = jnp.clip(reached / jnp.where(mu > 0, mu, 1), 0, 1)
         target = b + jnp.where(mu > 0, ratio**3 * mu, 0) - dp * ds
         dp = direction(target / p - g)
         ds = target / p - s - s / p * dp
-        size = jnp.minimum(1, 0.99 * jnp.minimum(_room(p, dp), _room(s, ds)))
+        room = jnp.minimum(_room(p, dp, num), _room(s, ds, num))
+        size = jnp.minimum(1, 0.99 * room)
         new_p, new_s = p + size * dp, s + size * ds
         new_p = new_p / jnp.sum(new_p, 0)
         new_q, new_g, new_gap = certify(new_p)
@@ -285,7 +290,7 @@ def careful(problem, radius, p, tol, twice, active, num_steps):
             d_lo = t_lo / q - lo - lo / q * dq
             d_hi = t_hi / r - hi + hi / r * dq
             pairs = ((p, dp), (q, dq), (r, -dq), (s, ds), (lo, d_lo), (hi, d_hi))
-            room = functools.reduce(jnp.minimum, [_room(x, dx) for x, dx in pairs])
+            room = functools.reduce(jnp.minimum, [_room(x, dx, num) for x, dx in pairs])
             return dp, dq, ds, d_lo, d_hi, room
 
         dp, dq, ds, d_lo, d_hi, room = newton(b, 0 * q, 0 * q)
