@@ -8,6 +8,7 @@ over-fit), an EM update of π, and a V step, one Adam step given that posterior.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,35 +19,17 @@ from flax import struct
 from jax import lax
 
 from lore_jax import descent
-from lore_jax.prior import (
-    chunk_users,
-    expected_slopes,
-    group_size,
-    likelihood_power,
-    likelihood_table,
-)
+from lore_jax.buckets import Bucket, count_users, make_buckets
+from lore_jax.interior import fold
+from lore_jax.prior import likelihood_power
 from lore_jax.results import Metrics
 from lore_jax.types import FeatureSource, Preferences
 from lore_jax.whitening import basis_of, slope_of
 from lore_jax.whitening import whiten as whiten
 
 _WARM_UP = 0.05
-
-
-class Bucket(NamedTuple):
-    """Users of similar length: C chunks of B users with G groups of g padded pairs.
-
-    Attributes:
-      chosen: int32[C, G, g, B], rows of the table.
-      rejected: int32[C, G, g, B] or None.
-      weight: float[C, G, g, B], 0 where padded.
-      label: float[C, G, g, B] or None.
-    """
-
-    chosen: jax.Array
-    rejected: jax.Array | None
-    weight: jax.Array
-    label: jax.Array | None
+_EXACT = lax.Precision.HIGHEST
+_INSIDE: Any = "promise_in_bounds"
 
 
 class Problem(struct.PyTreeNode):
@@ -144,64 +127,6 @@ def make_problem(
     )
 
 
-def count_users(prefs: Preferences) -> int:
-    """How many users have a pair that weighs anything."""
-    user = np.asarray(prefs.user)
-    if prefs.weight is not None:
-        user = user[np.asarray(prefs.weight) > 0]
-    return len(np.unique(user))
-
-
-def make_buckets(
-    prefs: Preferences, num_atoms: int, dtype, room: np.ndarray
-) -> tuple[tuple[Bucket, ...], tuple[jax.Array, ...]]:
-    """Pads users to 3, 5, 10, 20, 40, … pairs or the longest; chunks fit a cache.
-
-    Whoever has room for more than a bucket's pairs has a place in it, so that every
-    split of a data set has the same shapes: twice the places of the pairs.
-    """
-    counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
-    buckets, num_chunks, low, high = [], [], 0, 3
-    while low < room.max(initial=0):
-        users = np.flatnonzero((counts > low) & (counts <= high))
-        most = int((room > low).sum())  # As many as a split may leave here.
-        size = min(chunk_users(num_atoms), most)
-        length = min(high, room.max())
-        group = group_size(length, prefs.weight is None)
-        place = np.arange(-(-length // group) * group)
-        real = np.zeros((-(-most // size) * size, len(place)), bool)
-        real[: users.size] = place < counts[users][:, None]
-        pairs = np.zeros(real.shape, np.int64)
-        pairs[: users.size] = offsets[users][:, None] + place
-        pairs = np.where(real, pairs, 0)
-        real, pairs = (
-            np.moveaxis(x.reshape(-1, size, len(place) // group, group), 1, -1)
-            for x in (real, pairs)
-        )
-        take = functools.partial(_take, pairs)
-        weight = take(prefs.weight)
-        weight = real if weight is None else real * weight
-        buckets.append(
-            Bucket(
-                jnp.asarray(take(prefs.chosen)),
-                _device(take(prefs.rejected)),
-                jnp.asarray(weight, dtype),
-                _device(take(prefs.label), dtype),
-            )
-        )
-        num_chunks.append(jnp.asarray(-(-users.size // size), jnp.int32))
-        low, high = high, 5 if high == 3 else high * 2
-    return tuple(buckets), tuple(num_chunks)
-
-
-def _take(pairs, values):
-    return None if values is None else np.asarray(values)[pairs]
-
-
-def _device(values, dtype=None):
-    return None if values is None else jnp.asarray(values, dtype)
-
-
 def init(key: jax.Array, problem: Problem, spread: float, optimiser) -> TrainState:
     """A random start: θ normal with standard deviation `spread`, π at its base."""
     scaled = problem.whitening.ndim == 0
@@ -257,7 +182,7 @@ def _basis(state: TrainState, data: Data) -> jax.Array:
 def _floor(proj, state: TrainState, data: Data):
     """(slopes float[M, K], (log marginal, π's new logarithm))."""
     problem, settings = data
-    proj = proj / settings.temperature
+    proj = proj.T / settings.temperature
     ramp = jnp.minimum(1, (state.count + 1) / settings.ramp_steps)
     chunk_of = functools.partial(
         _chunk,
@@ -272,10 +197,10 @@ def _floor(proj, state: TrainState, data: Data):
         chunk = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), bucket)
         log_marginal, share, gradient = sums
         value, posterior, slopes = chunk_of(chunk)
-        slopes = slopes.reshape(-1, slopes.shape[-1])
-        gradient = gradient.at[chunk.chosen.reshape(-1)].add(slopes)
+        slopes = slopes.reshape(len(slopes), -1)
+        gradient = _add_columns(gradient, chunk.chosen, slopes)
         if chunk.rejected is not None:
-            gradient = gradient.at[chunk.rejected.reshape(-1)].add(-slopes)
+            gradient = _add_columns(gradient, chunk.rejected, -slopes)
         return log_marginal + value, share + posterior, gradient
 
     sums = (
@@ -289,7 +214,11 @@ def _floor(proj, state: TrainState, data: Data):
     total = problem.num_users + settings.pseudo_users
     weights = (share + settings.pseudo_users * problem.base) / total
     log_weights = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
-    return -gradient / settings.temperature, (log_marginal, log_weights)
+    return -gradient.T / settings.temperature, (log_marginal, log_weights)
+
+
+def _add_columns(table, columns, values):
+    return table.at[:, columns.reshape(-1)].add(values, mode=_INSIDE)
 
 
 def _update(optimiser, slope, between, state: TrainState, data: Data):
@@ -308,13 +237,44 @@ def _update(optimiser, slope, between, state: TrainState, data: Data):
 
 
 def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
-    """(log marginal float[], posteriors' sum float[A], d/dz float[G, g, B, K])."""
-    z = proj[bucket.chosen]
+    """(log marginal float[], posteriors' sum float[A], d/dz float[K, g, G, B]).
+
+    With t = tanh(m / 2) of a margin m, P(y) and its slope come from one function:
+    log σ(m) = min(m, 0) + log (1 + |t|) / 2 and 1 − σ(m) = (1 − t) / 2. One logarithm
+    serves the g pairs of a group, as the product is at least 2⁻ᵍ.
+
+    Args:
+      proj: float[K, M], divided by T.
+      atoms: float[A, K].
+      log_weights: float[A], log π.
+      tempering: γ, float[].
+      unit_weights: every pair that is not padding weighs 1; if not, g is 1.
+      bucket: one chunk, without C.
+    """
+    weight, label = bucket.weight, bucket.label
+    z = proj.at[:, bucket.chosen].get(mode=_INSIDE)
     if bucket.rejected is not None:
-        z = z - proj[bucket.rejected]
-    z, weight, label = jnp.swapaxes(z, -1, -2), bucket.weight, bucket.label
-    table = likelihood_table(atoms, unit_weights, z, weight, label)
+        z = z - proj.at[:, bucket.rejected].get(mode=_INSIDE)
+    if unit_weights:  # What pads has margin 0.
+        z = z * weight[None]
+    group, groups, users = weight.shape
+    shared = functools.partial(jnp.matmul, precision=_EXACT)
+    m = shared(atoms, z.reshape(len(z), -1)).reshape(-1, group, groups * users)
+    # Without the barrier XLA works both out for every reader.
+    m, tanh = lax.optimization_barrier((m, jnp.tanh(m / 2)))
+    logs, product = 0, 1
+    for i in range(group):
+        logs = logs + jnp.minimum(m[:, i], 0)
+        product = product * (0.5 + 0.5 * jnp.abs(tanh[:, i]))
+    logs = logs + jnp.log(product)
+    if not unit_weights:
+        logs = logs * weight.reshape(1, -1)
+    table = fold(jnp.add, jnp.swapaxes(logs.reshape(-1, groups, users), 0, 1))
     total = jnp.sum(weight, axis=(0, 1))
+    if unit_weights:
+        table = table + math.log(2) * (group * groups - total)[None]
+    if label is not None:
+        table = table - shared(atoms, jnp.sum((weight * (1 - label))[None] * z, (1, 2)))
     power = likelihood_power(total, tempering)[None]
     joint = power * table + log_weights[:, None]
     top = jnp.max(joint, axis=0)
@@ -322,6 +282,11 @@ def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
     mass = jnp.sum(posterior, axis=0)
     real = total > 0
     posterior = posterior * jnp.where(real, 1 / mass, 0)[None]
-    slopes = expected_slopes(atoms, power * posterior, z, label) * weight[:, :, None]
-    dz = jnp.swapaxes(slopes, -1, -2)
-    return jnp.sum((top + jnp.log(mass)) * real), jnp.sum(posterior, axis=1), dz
+    share = lax.optimization_barrier(power * posterior)[:, None, None]
+    slopes = share * (0.5 - 0.5 * tanh).reshape(-1, group, groups, users)
+    if label is not None:
+        slopes = slopes - share * (1 - label)[None]
+    slopes = lax.optimization_barrier(slopes).reshape(len(atoms), -1)
+    slopes = shared(atoms.T, slopes).reshape(z.shape)
+    value = jnp.sum((top + jnp.log(mass)) * real)
+    return value, jnp.sum(posterior, axis=1), slopes * weight[None]

@@ -173,28 +173,6 @@ def likelihood_table(atoms, unit_weights, z, weight, label):
     return lax.scan(add, start, (z, weight))[0]
 
 
-def expected_slopes(atoms, share, z, label):
-    """Σ_a share[a] (y − σ(z · a)) a of every pair: float[G, g, K, B].
-
-    Args:
-      atoms: float[A, K].
-      share: float[A, B], of every user's atoms.
-      z: float[G, g, K, B].
-      label: y, float[G, g, B]; None is 1.
-    """
-    shared = functools.partial(jnp.matmul, precision=_EXACT)
-
-    def add(_, pair):
-        z, label = pair
-        slope = 0.5 - 0.5 * jnp.tanh(0.5 * shared(atoms, z))  # 1 − σ(m)
-        if label is not None:
-            slope = slope - (1 - label)[None]
-        return None, shared(atoms.T, slope * share)
-
-    pairs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (z, label))
-    return lax.scan(add, None, pairs)[1].reshape(z.shape)
-
-
 def _in_chunks(function, num_atoms, unit_weights, z, weight, label):
     """`function` of (z, weight, label) from `users_last`, float[…, B]: float[U, …]."""
     users, length = weight.shape

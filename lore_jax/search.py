@@ -10,6 +10,7 @@ import numpy as np
 from lore_jax import marginal
 from lore_jax.adapt import adapt
 from lore_jax.backend import on_threads
+from lore_jax.buckets import count_users
 from lore_jax.config import TrainConfig
 from lore_jax.evaluate import macro_mean
 from lore_jax.progress import Run, stride
@@ -216,7 +217,7 @@ def _train_on_all(
         return train("all", prefs, best, start=number, num_steps=num_steps)
 
     for state, metrics, _ in train.each(from_start, starts):
-        users = marginal.count_users(prefs)
+        users = count_users(prefs)
         penalty = best["ridge"] / 2 * float(jnp.sum(state.theta**2))
         value = users * float(np.sum(metrics.loss[-1:])) + penalty
         value = np.nan_to_num(value, nan=np.inf)

@@ -18,7 +18,7 @@ LAYERS = (
     {"losses", "population", "floor", "interior"},
     {"simplex", "whitening"},
     {"prior", "descent", "starts"},
-    {"mixture", "quadratic"},
+    {"mixture", "quadratic", "buckets"},
     {"adapt", "diagnostics", "evaluate"},
     {"predict"},
     {"selection", "reference", "marginal", "streaming", "progress"},

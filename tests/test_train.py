@@ -12,6 +12,7 @@ import pytest
 import lore_jax as lore
 from lore_jax import (
     backend,
+    buckets,
     descent,
     marginal,
     progress,
@@ -605,5 +606,5 @@ def test_who_weighs_nothing_is_no_user(table):
     half = lore.data.take_users(table, np.arange(6, 12))
     fitted = lore.fit(table.replace(weight=weight), rank=2, key=KEY, config=QUICK)
     np.testing.assert_allclose(np.exp(fitted.prior.log_weights).sum(), 1, rtol=1e-4)
-    assert marginal.count_users(table.replace(weight=weight)) == 6
-    assert marginal.count_users(half) == half.num_users == 6
+    assert buckets.count_users(table.replace(weight=weight)) == 6
+    assert buckets.count_users(half) == half.num_users == 6

@@ -1,0 +1,129 @@
+"""The floor of the default recipe against float64 NumPy, and how pairs are laid out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lore_jax as lore
+from lore_jax import buckets, marginal, selection
+
+RANK, TEMPERATURE, GAMMA = 3, 2.0, 0.4
+
+
+def expected(proj, prefs, atoms, log_weights):
+    """(slopes float[M, K], log marginal, π) pair by pair in float64."""
+    proj, atoms = np.asarray(proj, float) / TEMPERATURE, np.asarray(atoms, float)
+    slopes, value, share, users = np.zeros_like(proj), 0.0, np.zeros(len(atoms)), 0
+    column = {
+        name: np.ones(prefs.num_pairs) if given is None else np.asarray(given, float)
+        for name, given in (("label", prefs.label), ("weight", prefs.weight))
+    }
+    for user in range(prefs.num_users):
+        pairs = np.flatnonzero(np.asarray(prefs.user) == user)
+        if not len(pairs):
+            continue
+        y, w = column["label"][pairs, None], column["weight"][pairs, None]
+        z = proj[prefs.chosen[pairs]]
+        if prefs.rejected is not None:
+            z = z - proj[prefs.rejected[pairs]]
+        m = z @ atoms.T
+        power = max(w.sum(), 1) ** -GAMMA
+        table = -np.sum(w * (np.logaddexp(0, m) - y * m), axis=0)
+        joint = power * table + log_weights
+        top = joint.max()
+        posterior = np.exp(joint - top)
+        value += top + np.log(posterior.sum())
+        posterior = posterior / posterior.sum()
+        share, users = share + posterior, users + 1
+        slope = (w * (y - 1 / (1 + np.exp(-m))) * power * posterior) @ atoms
+        np.add.at(slopes, prefs.chosen[pairs], -slope / TEMPERATURE)
+        if prefs.rejected is not None:
+            np.add.at(slopes, prefs.rejected[pairs], slope / TEMPERATURE)
+    return slopes, value, (share + 1 / len(atoms)) / (users + 1)
+
+
+def floor(proj, prefs):
+    """The same by `marginal`, and the atoms and weights that it used."""
+    atoms = selection.make_atoms(jax.random.key(0), RANK, 12)
+    base = jnp.full(len(atoms), 1 / len(atoms))
+    problem = marginal.make_problem(prefs, atoms, base, jnp.float32(1.0))
+    settings = marginal.Settings(*map(jnp.float32, (0.2, GAMMA, TEMPERATURE, 1, 1)))
+    optimiser = marginal.make_optimiser(0.3, 8)
+    state = marginal.init(jax.random.key(1), problem, 0.1, optimiser)
+    log_weights = np.log(np.random.default_rng(2).dirichlet(np.ones(len(atoms))))
+    state = state.replace(log_weights=jnp.asarray(log_weights, jnp.float32))
+    recipe = marginal.make_recipe(optimiser)
+    data = marginal.Data(problem, settings)
+    slopes, (value, log_weights_after) = recipe.floor(jnp.asarray(proj), state, data)
+    return (slopes, value, np.exp(log_weights_after)), atoms, log_weights
+
+
+@pytest.mark.parametrize("sizes", [(9, 40), (30, 60), (3, 300)])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize(
+    "fields", [{}, {"label": True}, {"weight": True}, {"label": True, "weight": True}]
+)
+def test_floor_is_the_posterior_over_atoms(make_preferences, fields, scale, sizes):
+    prefs = make_preferences(*sizes, **fields)
+    proj = scale * np.random.default_rng(3).normal(size=(30, RANK)).astype(np.float32)
+    got, *arguments = floor(proj, prefs)
+    slopes, value, share = expected(proj, prefs, *arguments)
+    bar = 1e-4 * np.abs(slopes).max() * scale**0.5
+    np.testing.assert_allclose(got[0], slopes, rtol=1e-4, atol=bar)
+    np.testing.assert_allclose(got[1], value, rtol=1e-5)
+    np.testing.assert_allclose(got[2], share, rtol=1e-4, atol=1e-6 * scale)
+
+
+def test_differences_are_added_to_one_row():
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(n, 4)).astype(np.float32) for n in (5, 1, 12, 3)]
+    prefs = lore.Preferences.from_ragged(x)
+    proj = rng.normal(size=(21, RANK)).astype(np.float32)
+    got, *arguments = floor(proj, prefs)
+    for a, b in zip(got, expected(proj, prefs, *arguments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cells", [1, 400, 1 << 20])
+def test_the_size_of_chunks_changes_no_number(make_preferences, monkeypatch, cells):
+    """One user alone, `_LANES` of them, and all at once."""
+    prefs = make_preferences(40, 400)
+    proj = np.random.default_rng(3).normal(size=(30, RANK)).astype(np.float32)
+    want = floor(proj, prefs)[0]
+    monkeypatch.setattr(buckets, "_CELLS", (cells, cells))
+    for a, b in zip(floor(proj, prefs)[0], want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("room", "lengths"),
+    [
+        ([], []),
+        ([0, 0], []),
+        ([7], [7]),
+        ([0, 3, 3], [3]),
+        ([40] * 90 + [12], [40]),
+        ([40] * 90 + [12] * 90, [20, 40]),
+        ([3] * 1000 + [3000] * 20, [3, 3000]),
+        ([2] * 50 + [7] * 50 + [200], [3, 10, 200]),
+    ],
+)
+def test_a_bucket_is_one_that_pays(room, lengths):
+    assert buckets.bucket_lengths(np.array(room, int)) == lengths
+
+
+def test_every_pair_is_laid_out_once(make_preferences):
+    prefs = make_preferences(50, 600)
+    made, counts = buckets.make_buckets(
+        prefs, 10, jnp.float32, np.asarray(prefs.counts)
+    )
+    rows = []
+    for bucket, count in zip(made, counts, strict=True):
+        real = np.asarray(bucket.weight) > 0
+        assert not real[int(count) :].any()
+        rows += [np.stack([bucket.chosen, bucket.rejected], -1)[real]]
+    got = np.concatenate(rows)
+    want = np.stack([prefs.chosen, prefs.rejected], -1)
+    order = [np.lexsort(x.T) for x in (got, want)]
+    np.testing.assert_array_equal(got[order[0]], want[order[1]])
