@@ -91,7 +91,7 @@ def adapt(
     if prior is not None:
         check_prior(prior, rank)
     temperature = _temperature(config, prior)
-    dtype = jnp.promote_types(jnp.asarray(basis).dtype, jnp.float32)
+    dtype = jnp.result_type(basis, jnp.float32)
     proj = project_rows(prefs.features, basis)  # goes on while the next lines run
     solve = _solver(
         config, prior, rank, temperature, dtype, prefs.weight is None, spread

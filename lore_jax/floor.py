@@ -76,10 +76,8 @@ def chunks(counts: np.ndarray, offsets: np.ndarray) -> Iterator[Chunk]:
         while len(users):
             size = next((c for c, least in sizes if len(users) > least), sizes[-1][0])
             taken, users = users[:size], users[size:]
-            padding = 0, size - len(taken)
-            first, count = (
-                np.pad(x[taken], padding).astype(np.int32) for x in (offsets, counts)
-            )
+            first, count = np.zeros((2, size), np.int32)
+            first[: len(taken)], count[: len(taken)] = offsets[taken], counts[taken]
             yield Chunk(taken, first, count, int(length))
 
 
@@ -190,7 +188,7 @@ def project_rows(features, basis):
     out = np.empty((features.shape[0], basis.shape[1]), dtype)
 
     def visit(place, rows):
-        out[place] = _project(rows, basis)[: place.stop - place.start]
+        out[place] = np.asarray(_project(rows, basis))[: place.stop - place.start]
 
     _visit_pieces(features, visit)
     return out
