@@ -1,5 +1,6 @@
 """The default recipe: every setting on held-out judgements, then all pairs."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterable
 
@@ -42,6 +43,9 @@ class Trainer:
         self.whitening = whiten(prefs, self.dtype)
         self.room = np.asarray(prefs.counts)
         self.from_source = isinstance(prefs.features, FeatureSource)
+        # A record holds one training at a time, memory one block of a source.
+        self.at_once = not (run.recorded or self.from_source)
+        self.num_features = prefs.num_features
         self.config, self.init, self.run = config, init, run
         self.optimiser = marginal.make_optimiser(config.learning_rate, config.num_steps)
         self.recipe = marginal.make_recipe(self.optimiser)
@@ -85,13 +89,8 @@ class Trainer:
         )
 
     def each(self, function: Callable, items: Iterable) -> Iterable:
-        """`function` of every item, in order; several trainings at once.
-
-        One by one where a record is kept, which holds one training at a time, and from
-        a source, of which one block is in memory at a time.
-        """
-        one_by_one = self.run.recorded or self.from_source
-        return map(function, items) if one_by_one else on_threads(function, items)
+        """`function` of every item, in order; several at once where that may be."""
+        return on_threads(function, items) if self.at_once else map(function, items)
 
     def problem(self, prefs: Preferences, rank: int) -> marginal.Problem:
         """What the steps of every candidate of this rank read."""
@@ -110,12 +109,17 @@ class Trainer:
 
     def result(self, theta, log_weights, candidate: dict) -> tuple[jax.Array, Prior]:
         """(V, the prior with the first κ and δ) of a trained candidate."""
+        prior = self.prior(log_weights, candidate)
+        return basis_of(jnp.asarray(theta), self.whitening), prior
+
+    def prior(self, log_weights, candidate: dict) -> Prior:
+        """What `result` says of users; `log_weights` may be one for all atoms."""
         config, rank = self.config, candidate["rank"]
         atoms = make_atoms(self.key_atoms, rank, config.num_atoms, self.dtype)
+        log_weights = jnp.broadcast_to(jnp.asarray(log_weights), len(atoms))
         tempering, temperature = candidate["tempering"], config.temperature
         kappa, decay = config.concentrations[0], config.decays[0]
-        prior = make_prior(atoms, log_weights, tempering, kappa, temperature, decay)
-        return basis_of(jnp.asarray(theta), self.whitening), prior
+        return make_prior(atoms, log_weights, tempering, kappa, temperature, decay)
 
 
 def _snapshot(state: marginal.TrainState) -> tuple:
@@ -238,9 +242,18 @@ def _search(train: Trainer, validation: Validation, ranks, config, run: Run) -> 
     def row_of(candidate):
         return next((r for r in run.rows if candidate.items() <= r.items()), None)
 
+    def compile_losses(candidate):
+        basis = jnp.zeros((train.num_features, candidate["rank"]), train.dtype)
+        validation.loss(basis, [train.prior(0.0, candidate)])
+
     def try_out(candidates):
         new = [candidate for candidate in candidates if row_of(candidate) is None]
-        for candidate, trail in zip(new, train.each(train_one, new)):
+        tasks: list[Callable] = [functools.partial(train_one, x) for x in new]
+        if train.at_once and not run.rows:
+            # A second training would wait while the first compiles the steps of both.
+            tasks.insert(1, functools.partial(compile_losses, new[0]))
+        trails = (x for x in train.each(lambda task: task(), tasks) if x is not None)
+        for candidate, trail in zip(new, trails):
             basis, prior = train.result(trail[0][-1], trail[1][-1], candidate)
             loss = validation.loss(basis, [prior])[0]
             row = {**candidate, "log_loss": loss, "chosen": False}
