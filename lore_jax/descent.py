@@ -40,6 +40,8 @@ def step(recipe: Recipe, state, problem) -> tuple[Any, Metrics]:
     basis = recipe.basis(state, problem)
     proj, pullback = jax.vjp(functools.partial(project, problem.features), basis)
     slopes, between = recipe.floor(proj, state, problem)
+    # A transpose left of slopes would change the form of the product.
+    slopes = lax.optimization_barrier(slopes)
     return recipe.update(pullback(slopes)[0], between, state, problem)
 
 

@@ -121,7 +121,7 @@ def make_problem(
         num_chunks=num_chunks,
         num_users=jnp.asarray(count_users(prefs), atoms.dtype),
         atoms=atoms,
-        base=base,
+        base=jnp.asarray(base, atoms.dtype),
         num_features=prefs.num_features,
         unit_weights=prefs.weight is None,
     )
