@@ -17,14 +17,14 @@ step below `adapt`.
 Typical output (2 idle CPU cores, jax 0.10.2, one --quick run; ratios of two such runs
 differ by about 10 %):
 
-    raw default      U=2,000          25 ms   1.35 of one read
-    raw ml           U=2,000          24 ms   1.31 of one read
-    adapt default    U=100,000 K=5   556,000 users/s   39 times Adam
-    adapt ml         U=100,000 K=5   889,000 users/s   62 times Adam
-    adapt default    U=10,000 K=20   158,000 users/s   15 times Adam
-    adapt ml         U=10,000 K=20    33,000 users/s   3.2 times Adam
-    uneven default   U=5,000          22 ms   1.36 times an even population
-    uneven ml        U=5,000          16 ms   1.50 times an even population
+    raw default      U=2,000          29 ms   1.06 of one read
+    raw ml           U=2,000          33 ms   1.20 of one read
+    adapt default    U=100,000 K=5   404,000 users/s   40 times Adam
+    adapt ml         U=100,000 K=5   583,000 users/s   58 times Adam
+    adapt default    U=10,000 K=20   111,000 users/s   20 times Adam
+    adapt ml         U=10,000 K=20    26,000 users/s   4.5 times Adam
+    uneven default   U=5,000          27 ms   1.39 times an even population
+    uneven ml        U=5,000          19 ms   1.06 times an even population
 """
 
 import functools
