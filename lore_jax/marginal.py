@@ -286,6 +286,7 @@ def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
     slopes = share * (0.5 - 0.5 * tanh).reshape(-1, group, groups, users)
     if label is not None:
         slopes = slopes - share * (1 - label)[None]
+    # In that shape: over joined axes XLA's loop would divide for every place.
     slopes = lax.optimization_barrier(slopes).reshape(len(atoms), -1)
     slopes = shared(atoms.T, slopes).reshape(z.shape)
     value = jnp.sum((top + jnp.log(mass)) * real)
