@@ -58,8 +58,7 @@ def margins(z, p):
 
 def back_project(z, r):
     """Σ_n r[n] z[n]: float[K, U]."""
-    rank = z.shape[1] if z.ndim == 3 else 0
-    return fold(jnp.add, z * (r[:, None] if z.ndim == 3 else r), rank=rank)
+    return fold(jnp.add, z * r[:, None], rank=z.shape[1])
 
 
 def hessian(z, c):

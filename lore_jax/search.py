@@ -45,7 +45,6 @@ class Trainer:
         self.from_source = isinstance(prefs.features, FeatureSource)
         # A record holds one training at a time, memory one block of a source.
         self.at_once = not (run.recorded or self.from_source)
-        self.num_features = prefs.num_features
         self.config, self.init, self.run = config, init, run
         self.optimiser = marginal.make_optimiser(config.learning_rate, config.num_steps)
         self.recipe = marginal.make_recipe(self.optimiser)
@@ -243,8 +242,9 @@ def _search(train: Trainer, validation: Validation, ranks, config, run: Run) -> 
         return next((r for r in run.rows if candidate.items() <= r.items()), None)
 
     def compile_losses(candidate):
-        basis = jnp.zeros((train.num_features, candidate["rank"]), train.dtype)
-        validation.loss(basis, [train.prior(0.0, candidate)])
+        shape = validation.training.num_features, candidate["rank"]
+        prior = train.prior(0.0, candidate)
+        validation.loss(jnp.zeros(shape, train.dtype), [prior])
 
     def try_out(candidates):
         new = [candidate for candidate in candidates if row_of(candidate) is None]
