@@ -211,24 +211,32 @@ def fast(problem, p, tol, twice, active, num_steps, patience):
         return q, g, duality_gap(problem, p, g)
 
     q, g, gap = certify(p)
-    # Enough centring to leave room for the gradient; none where the barrier gives it.
-    s = (b + jnp.maximum(0.1 * gap - jnp.mean(b, 0), 0)) / p
+    s = (b + 0.1 * gap) / p  # enough centring to leave room for the gradient
 
     def step(state):
         i, p, s, q, g, gap, active, count = state
         direction = _newton_system(
             z, w * q * (1 - q), s / p, thin=problem.barrier is not None
         )
-        dp = direction(b / p - g)
-        ds = b / p - s - s / p * dp
-        room = jnp.minimum(1, jnp.minimum(_room(p, dp, num), _room(s, ds, num)))
         mu = jnp.mean(p * s - b, 0)
-        reached = jnp.mean((p + room * dp) * (s + room * ds) - b, 0)
-        ratio = jnp.clip(reached / jnp.where(mu > 0, mu, 1), 0, 1)
-        target = b + jnp.where(mu > 0, ratio**3 * mu, 0) - dp * ds
-        dp = direction(target / p - g)
-        ds = target / p - s - s / p * dp
-        room = jnp.minimum(_room(p, dp, num), _room(s, ds, num))
+
+        def aim(_, move):
+            target = move[0]
+            dp = direction(target / p - g)
+            ds = target / p - s - s / p * dp
+            room = jnp.minimum(_room(p, dp, num), _room(s, ds, num))
+            short = jnp.minimum(1, room)
+            reached = jnp.mean((p + short * dp) * (s + short * ds) - b, 0)
+            ratio = jnp.clip(reached / jnp.where(mu > 0, mu, 1), 0, 1)
+            target = b + jnp.where(mu > 0, ratio**3 * mu, 0) - dp * ds
+            if problem.barrier is not None:
+                # Mehrotra's correction must not aim beyond the boundary: small parts
+                # of a barrier would jam there, for every tenth user of real votes.
+                target = jnp.maximum(target, b / 2)
+            return target, dp, ds, room
+
+        # Predictor, then corrector: as a loop it is compiled once.
+        _, dp, ds, room = lax.fori_loop(0, 2, aim, (b, p, s, mu))
         size = jnp.minimum(1, 0.99 * room)
         new_p, new_s = p + size * dp, s + size * ds
         new_p = new_p / jnp.sum(new_p, 0)
@@ -271,7 +279,8 @@ def careful(problem, radius, p, tol, twice, active, num_steps):
     q = jnp.full_like(w, 0.5)
     mass = num + 2 * radius * jnp.sum(w, 0)
     lo = jnp.full_like(w, 0.6) * radius
-    start = (0, p, 0.3 / p + b / p, q, q, lo, lo, certify(p), active, num_steps)
+    gap = jnp.full_like(tol, jnp.inf)
+    start = (0, p, 0.3 / p + b / p, q, q, lo, lo, gap, active, num_steps)
 
     def step(state):
         i, p, s, q, r, lo, hi, gap, active, count = state  # r = 1 − q, kept exactly
@@ -281,7 +290,8 @@ def careful(problem, radius, p, tol, twice, active, num_steps):
         stiff = 1 / (q * r) + lo / q + hi / r
         direction = _newton_system(z, w / stiff, s / p)
 
-        def newton(t, t_lo, t_hi):
+        def aim(_, move):
+            t, t_lo, t_hi = move[0]
             shift = residual + t_lo / q - t_hi / r
             dp = direction(t / p - gradient(problem, q + shift / stiff))
             dq = (shift - margins(z, dp)) / stiff
@@ -290,17 +300,19 @@ def careful(problem, radius, p, tol, twice, active, num_steps):
             d_hi = t_hi / r - hi + hi / r * dq
             pairs = ((p, dp), (q, dq), (r, -dq), (s, ds), (lo, d_lo), (hi, d_hi))
             room = functools.reduce(jnp.minimum, [_room(x, dx, num) for x, dx in pairs])
-            return dp, dq, ds, d_lo, d_hi, room
+            short = jnp.minimum(1, room)
+            goal = jnp.clip((1 - short) ** 2, 1e-3, 1) * mu
+            second = short**2  # Mehrotra's correction, as far as the predictor could go
+            targets = (
+                b + goal - second * dp * ds,
+                radius * goal - second * dq * d_lo,
+                radius * goal + second * dq * d_hi,
+            )
+            return targets, (dp, dq, ds, d_lo, d_hi), room
 
-        dp, dq, ds, d_lo, d_hi, room = newton(b, 0 * q, 0 * q)
-        room = jnp.minimum(1, room)
-        goal = jnp.clip((1 - room) ** 2, 1e-3, 1) * mu
-        second = room**2  # Mehrotra's correction, as far as the predictor could go
-        dp, dq, ds, d_lo, d_hi, room = newton(
-            b + goal - second * dp * ds,
-            radius * goal - second * dq * d_lo,
-            radius * goal + second * dq * d_hi,
-        )
+        start = (b, 0 * q, 0 * q), (p, q, s, lo, hi), mu
+        _, moves, room = lax.fori_loop(0, 2, aim, start)
+        dp, dq, ds, d_lo, d_hi = moves
         size = jnp.minimum(1, 0.9 * room)
         new_p = p + size * dp
         new_p = new_p / jnp.sum(new_p, 0)

@@ -101,12 +101,7 @@ def _solve(z, weight, label, barrier, start, patience):
     )
     left = left & (patience > 0)
     hard = has_pairs & ~(gap <= tol) & ~left
-    careful = functools.partial(interior.careful, problem, radius)
-    p2, s2, gap2, steps = lax.cond(
-        jnp.any(hard),
-        lambda: careful(p, tol, twice, hard, steps),
-        lambda: (p, s, gap, steps),
-    )
+    p2, s2, gap2, steps = interior.careful(problem, radius, p, tol, twice, hard, steps)
     better = hard & (gap2 < gap)
     p, s, gap = (
         jnp.where(better, new, old) for new, old in ((p2, p), (s2, s), (gap2, gap))
