@@ -27,7 +27,14 @@ from lore_jax.prior import (
 )
 from lore_jax.results import Adapted
 from lore_jax.reward import mix, mixture_weights
-from lore_jax.simplex import Solution, maximum_a_posteriori, maximum_likelihood
+from lore_jax.simplex import (
+    BOTH,
+    CAREFUL,
+    FAST,
+    Solution,
+    maximum_a_posteriori,
+    maximum_likelihood,
+)
 from lore_jax.types import Preferences, Prior
 
 
@@ -104,16 +111,25 @@ def adapt(
     out = [np.empty((prefs.num_users, *shape), kind) for shape, kind in shapes]
     logits = np.empty_like(out[0])
     read = chunk_reader(proj, prefs)
+    counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
 
-    def solve_chunk(chunk):
-        start = None if init is None else _padded(np.asarray(init), chunk)
-        solution = solve(*read(chunk), start)
-        place = chunk.place
-        for target, values in zip(out, jax.device_get(tuple(solution)), strict=True):
-            target[place] = values[: len(chunk.users)]
-        logits[place] = np.log(np.maximum(out[0][place], np.finfo(dtype).tiny))
+    def solve_users(users, **kinds):
+        def solve_chunk(chunk):
+            chunk = chunk._replace(users=users[chunk.users])
+            start = None if init is None else _padded(np.asarray(init), chunk)
+            solution, place = solve(*read(chunk), start, **kinds), chunk.place
+            for target, values in zip(out, jax.device_get(solution), strict=True):
+                target[place] = values[: len(chunk.users)]
+            logits[place] = np.log(np.maximum(out[0][place], np.finfo(dtype).tiny))
 
-    for_each(solve_chunk, chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)))
+        for_each(solve_chunk, chunks(counts[users], offsets[users]))
+
+    solve_users(np.arange(prefs.num_users))
+    if config.method != "reference":  # Few, if any: most calls compile no more for it.
+        hard = np.flatnonzero(~out[3])
+        steps = out[4][hard]
+        solve_users(hard, solvers=(CAREFUL,))
+        out[4][hard] += steps
     weights, loss, gap, converged, num_steps, *deviations = out
     return Adapted(
         weights=weights,
@@ -144,10 +160,15 @@ def _temperature(config: AdaptConfig, prior: Prior | None) -> float:
 
 
 def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
-    """A function (z, weight, label, start) → the arrays of `Adapted` for one chunk."""
+    """A function (z, weight, label, start) → the arrays of `Adapted` for one chunk.
+
+    By the fast solver, unless `solvers` says otherwise.
+    """
     scale = np.asarray(1 / temperature, dtype)
     if config.method == "maximum_likelihood":
-        return lambda z, w, y, _: _maximum_likelihood(z, w, y, scale)
+        return lambda z, w, y, _, solvers=(FAST,): _maximum_likelihood(
+            z, w, y, scale, solvers=solvers
+        )
     if config.method == "maximum_a_posteriori":
         alpha = jnp.asarray(config.alpha, dtype)
         if alpha.shape not in ((), (rank,)):
@@ -156,7 +177,9 @@ def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
                 f"{alpha.shape[0]}"
             )
         alpha = jnp.broadcast_to(alpha, (rank,))
-        return lambda z, w, y, _: _maximum_a_posteriori(z, w, y, scale, alpha)
+        return lambda z, w, y, _, solvers=(FAST,): _maximum_a_posteriori(
+            z, w, y, scale, alpha, solvers=solvers
+        )
     if config.method == "reference":
         rate = jnp.asarray(config.learning_rate, dtype)
         steps = config.num_steps
@@ -168,28 +191,33 @@ def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
     prior = jax.tree.map(
         lambda x: x if getattr(x, "dtype", 0) == dtype else jnp.asarray(x, dtype), prior
     ).replace(temperature=1.0)
-    return lambda z, w, y, _: _posterior(
-        z, w, y, scale, prior, unit_weights=unit_weights, spread=spread
+    fixed = dict(unit_weights=unit_weights, spread=spread)
+    return lambda z, w, y, _, solvers=(FAST,): _posterior(
+        z, w, y, scale, prior, **fixed, solvers=solvers
     )
 
 
-@jax.jit
-def _maximum_likelihood(z, weight, label, scale):
-    solution = maximum_likelihood(z * scale, _normalised(weight), label=label)
+@functools.partial(jax.jit, static_argnames="solvers")
+def _maximum_likelihood(z, weight, label, scale, *, solvers):
+    weights = _normalised(weight)
+    solution = maximum_likelihood(z * scale, weights, label=label, solvers=solvers)
     return solution._replace(value=_mean_loss(z * scale, weight, label, solution))
 
 
-@jax.jit
-def _maximum_a_posteriori(z, weight, label, scale, alpha):
+@functools.partial(jax.jit, static_argnames="solvers")
+def _maximum_a_posteriori(z, weight, label, scale, alpha, *, solvers):
     barrier = jnp.broadcast_to(alpha[None], (len(z), len(alpha)))
-    solution = maximum_a_posteriori(z * scale, weight, barrier, label=label)
+    solution = maximum_a_posteriori(
+        z * scale, weight, barrier, label=label, solvers=solvers
+    )
     return solution._replace(value=_mean_loss(z * scale, weight, label, solution))
 
 
-@functools.partial(jax.jit, static_argnames=("unit_weights", "spread"))
-def _posterior(z, weight, label, scale, prior, *, unit_weights, spread=False):
+@functools.partial(jax.jit, static_argnames=("unit_weights", "spread", "solvers"))
+def _posterior(z, weight, label, scale, prior, *, unit_weights, spread, solvers):
     z = z * scale
-    solution = adapt_users(z, weight, prior, label=label, unit_weights=unit_weights)
+    kinds = dict(unit_weights=unit_weights, solvers=solvers)
+    solution = adapt_users(z, weight, prior, label=label, **kinds)
     solution = solution._replace(value=_mean_loss(z, weight, label, solution))
     if not spread:
         return solution
@@ -204,6 +232,7 @@ def adapt_users(
     *,
     label: jax.Array | None = None,
     unit_weights: bool = False,
+    solvers: tuple[str, ...] = BOTH,
 ) -> Solution:
     """What `adapt` solves by default, as a pure function of arrays.
 
@@ -216,6 +245,8 @@ def adapt_users(
       prior: its temperature is not used.
       label: float[U, P], P(first is preferred); None means 1.
       unit_weights: every weight is 0 or 1, which is faster.
+      solvers: "fast", then "careful" for the users whom it leaves; one alone compiles
+        in half the time, and `converged` says whom it solved.
 
     Returns:
       `Solution`, weights float[U, K].
@@ -226,7 +257,7 @@ def adapt_users(
     barrier = pull_towards_mean(total, prior)[:, None] * mean
     power = likelihood_power(total, prior.tempering)
     solution = maximum_a_posteriori(
-        z, power[:, None] * weight, barrier, label=label, start=mean
+        z, power[:, None] * weight, barrier, label=label, start=mean, solvers=solvers
     )
     empty = total == 0
     weights = jnp.where(finite, solution.weights, mean)

@@ -37,6 +37,8 @@ from lore_jax.backend import sized
 
 # Users per chunk: on a CPU temporaries stay in cache and below XLA's threading.
 CHUNK = 128, 1 << 17
+FAST, CAREFUL = "fast", "careful"  # the two solvers of `interior`
+BOTH = FAST, CAREFUL
 STRAGGLERS = 16  # a chunk goes on until all but one in so many users are solved
 
 
@@ -70,7 +72,7 @@ class Solution(NamedTuple):
     num_steps: jax.Array
 
 
-def _solve(z, weight, label, barrier, start, patience):
+def _solve(solvers, z, weight, label, barrier, start, patience):
     """Solve users in the minor-most axis: z[P, K, U] → Solution of weights[K, U].
 
     Also returns bool[U], users left unsolved, of whom there may be ``patience`` int[].
@@ -96,16 +98,21 @@ def _solve(z, weight, label, barrier, start, patience):
     tol = bound / 2  # leaves room for the rounding of p
     twice = jnp.full_like(has_pairs, barrier is not None)
     steps = jnp.zeros_like(total, jnp.int32)
-    p, s, gap, steps, left = interior.fast(
-        problem, p, tol, twice, has_pairs, steps, patience
-    )
-    left = left & (patience > 0)
-    hard = has_pairs & ~(gap <= tol) & ~left
-    p2, s2, gap2, steps = interior.careful(problem, radius, p, tol, twice, hard, steps)
-    better = hard & (gap2 < gap)
-    p, s, gap = (
-        jnp.where(better, new, old) for new, old in ((p2, p), (s2, s), (gap2, gap))
-    )
+    s, gap, left = prior, jnp.full_like(tol, jnp.inf), twice & False
+    if FAST in solvers:
+        p, s, gap, steps, left = interior.fast(
+            problem, p, tol, twice, has_pairs, steps, patience
+        )
+        left = left & (patience > 0)
+    if CAREFUL in solvers:
+        hard = has_pairs & ~(gap <= tol) & ~left
+        p2, s2, gap2, steps = interior.careful(
+            problem, radius, p, tol, twice, hard, steps
+        )
+        better = hard & (gap2 < gap)
+        p, s, gap = (
+            jnp.where(better, new, old) for new, old in ((p2, p), (s2, s), (gap2, gap))
+        )
     if barrier is None:
         # The face the path is heading for is often exactly optimal: try it.
         face = jnp.where(p < s, 0, p)
@@ -122,9 +129,9 @@ def _solve(z, weight, label, barrier, start, patience):
     return Solution(p, value, gap * scale, gap <= bound, steps), left
 
 
-@jax.custom_jvp
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @_broadcasting
-def _in_chunks(z, weight, label, barrier, start):
+def _in_chunks(solvers, z, weight, label, barrier, start):
     """Solve z[U, P, K] chunk by chunk, then the stragglers of all chunks together.
 
     Few users need many steps, and a chunk takes as many as its slowest user. Whoever is
@@ -138,7 +145,7 @@ def _in_chunks(z, weight, label, barrier, start):
     def piece(index, patience):
         take = lambda x: jnp.moveaxis(x[index], 0, -1)  # noqa: E731
         z, weight, label, barrier, start = jax.tree.map(take, arrays)
-        out, left = _solve(z, weight, label, barrier, start, patience)
+        out, left = _solve(solvers, z, weight, label, barrier, start, patience)
         return out._replace(weights=out.weights.T), left
 
     every = jnp.arange(users)
@@ -186,13 +193,13 @@ def _data_term(p, z, weight, label):
 
 @_in_chunks.defjvp
 @_broadcasting
-def _implicit(primals, tangents):
+def _implicit(solvers, primals, tangents):
     """Implicit function theorem on the stationarity ∇f − b/p + ν 1 = 0, Σ p = 1.
 
     In the scaled step x = dp/√p the system is √p H √p + diag(slack), so that a zero
     weight cannot move: at a vertex or face the derivative lives on the face.
     """
-    out = _in_chunks(*primals)
+    out = _in_chunks(solvers, *primals)
     (z, weight, label, barrier, _), p = primals, out.weights
     # ∇f is summed over users because they do not interact.
     gradient = jax.grad(lambda p, *args: jnp.sum(_data_term(p, *args)))
@@ -246,7 +253,7 @@ def _prepare(z, weight, label, barrier, start):
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), arrays)
 
 
-def maximum_likelihood(z, weight, *, label=None):
+def maximum_likelihood(z, weight, *, label=None, solvers=BOTH):
     """Maximum-likelihood weights of many users.
 
     Args:
@@ -254,14 +261,16 @@ def maximum_likelihood(z, weight, *, label=None):
             divided by the temperature.
         weight: float[U, P], pair weights; 0 marks padding.
         label: float[U, P], P(first is preferred); None means 1.
+        solvers: "fast", then "careful" for the users whom it leaves, whose margins
+            are large as a rule; one alone compiles in half the time.
 
     Returns:
         Solution; a user without pairs gets uniform weights, gap 0 and value 0.
     """
-    return _in_chunks(*_prepare(z, weight, label, None, None))
+    return _in_chunks(solvers, *_prepare(z, weight, label, None, None))
 
 
-def maximum_a_posteriori(z, weight, barrier, *, label=None, start=None):
+def maximum_a_posteriori(z, weight, barrier, *, label=None, start=None, solvers=BOTH):
     """MAP weights of many users under Dirichlet(barrier) in softmax coordinates.
 
     Args:
@@ -271,11 +280,12 @@ def maximum_a_posteriori(z, weight, barrier, *, label=None, start=None):
         label: float[U, P], P(first is preferred); None means 1.
         start: float[U, K], positive weights to start from; None means the prior
             ``barrier / Σ barrier``.
+        solvers: as in `maximum_likelihood`.
 
     Returns:
         Solution; a user without pairs gets ``barrier / Σ barrier`` exactly.
     """
-    return _in_chunks(*_prepare(z, weight, label, barrier, start))
+    return _in_chunks(solvers, *_prepare(z, weight, label, barrier, start))
 
 
 def _single(solution):

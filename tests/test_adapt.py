@@ -416,6 +416,30 @@ def test_batches_of_any_size_share_a_few_programs(compilations):
     assert compilations.count - before <= 20
 
 
+@pytest.mark.parametrize(
+    "config", [ML, lore.AdaptConfig.maximum_a_posteriori(0.1)], ids=["ml", "map"]
+)
+def test_a_few_large_margins_are_solved_among_many_small(config, compilations):
+    """By a program of their own, which other calls do not compile."""
+    rng = np.random.default_rng(5)
+    z = rng.standard_normal((70, 10, 3)).astype(np.float32)
+    hard = [3, 64]
+    easy = lore.Preferences.from_ragged([*np.delete(z, hard, axis=0)])
+    z[hard] *= 1e4
+    mixed = lore.Preferences.from_ragged([*z])
+    few = lore.adapt(np.eye(3, dtype=np.float32), easy, config=config)
+    before = compilations.count
+    out = lore.adapt(np.eye(3, dtype=np.float32), mixed, config=config)
+    assert compilations.count > before
+    assert out.converged.all()
+    assert (out.num_steps[hard] > 16).all()
+    same = np.delete(np.arange(70), hard)
+    np.testing.assert_array_equal(out.weights[same], few.weights)
+    tiny = np.finfo(np.float32).tiny
+    logits = np.log(np.maximum(out.weights, tiny))
+    np.testing.assert_array_equal(out.logits, logits)
+
+
 def test_pure_kernels_shard_over_users(prior):
     """z, mask and prior → weights under shard_map on four devices equals one."""
     rng = np.random.default_rng(0)

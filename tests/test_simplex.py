@@ -90,6 +90,39 @@ def test_map_satisfies_its_optimality_conditions(rank):
             assert out.num_steps.max() <= 5
 
 
+@pytest.mark.parametrize("rank", [5, 10])
+def test_small_parts_of_a_barrier_do_not_jam_the_fast_solver(rank):
+    """A corrector that may aim beyond the boundary fails a quarter of these users."""
+    rng = np.random.default_rng(0)
+    true = rng.dirichlet(np.full(rank, 0.2), 128)
+    z = rng.standard_normal((128, 40, rank))
+    m = np.einsum("upk,uk->up", z, true)
+    z *= np.where(rng.random(m.shape) < 1 / (1 + np.exp(-m)), 1, -1)[..., None]
+    start = np.stack([rng.dirichlet(50 * p + 0.02) for p in true]) + 1e-5
+    start /= start.sum(1, keepdims=True)
+    z, start = z.astype(np.float32), start.astype(np.float32)
+    weight = np.full(z.shape[:2], 0.35, np.float32)
+    solve = jax.jit(simplex.maximum_a_posteriori, static_argnames="solvers")
+    out = solve(z, weight, 0.4 * start, start=start, solvers=(simplex.FAST,))
+    assert out.converged.all()
+    whole = solve(z, weight, 0.4 * start, start=start)
+    np.testing.assert_allclose(out.weights, whole.weights, atol=1e-4)
+
+
+def test_large_margins_need_the_careful_solver():
+    z = problems("gauss", 64, 10, 5, 1e3).astype(np.float32)
+    weight = np.ones(z.shape[:2], np.float32)
+    solve = jax.jit(simplex.maximum_likelihood, static_argnames="solvers")
+    fast, careful = (
+        jax.tree.map(np.asarray, solve(z, weight, solvers=(name,)))
+        for name in simplex.BOTH
+    )
+    assert not fast.converged.all()  # and it says so
+    assert (frank_wolfe_gap(z, weight, fast.weights) > 1e-2)[~fast.converged].all()
+    assert careful.converged.all()
+    assert (frank_wolfe_gap(z, weight, careful.weights) < 1.3).all()  # eps R² Σ weight
+
+
 def test_users_without_pairs():
     z = np.full((3, 4, 5), 7.0, np.float32)
     weight = np.zeros((3, 4), np.float32)
