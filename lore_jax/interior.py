@@ -152,7 +152,10 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
         inside = 1 / diagonal
         # Unrolling hardly pays at more directions, and compiles long.
         if pairs <= UNROLL[1] and num <= 32:
-            gram = lax.map(lambda g: margins(root, inside * g), root)
+            together = sized(None, 0)  # no rows, or all
+            gram = lax.map(
+                lambda g: margins(root, inside * g), root, batch_size=together
+            )
             rows = [row[n:].at[0].add(1) for n, row in enumerate(gram)]
             core = _cholesky(rows, [jnp.ones_like(rows[0][0])] * pairs)
         else:
@@ -196,6 +199,11 @@ def _room(x, dx, rank):
     return 1 / jnp.maximum(fold(jnp.maximum, -dx / x, rank=rank), 1e-20)
 
 
+def twice_over(aim, start):
+    """Predictor, then corrector: compiled once on a CPU, fused on an accelerator."""
+    return lax.fori_loop(0, 2, aim, start, unroll=sized(1, 2))
+
+
 def fast(problem, p, tol, twice, active, num_steps, patience):
     """Primal-dual predictor-corrector Newton in p and its slacks s = ∇f + ν ≥ 0.
 
@@ -235,8 +243,7 @@ def fast(problem, p, tol, twice, active, num_steps, patience):
                 target = jnp.maximum(target, b / 2)
             return target, dp, ds, room
 
-        # Predictor, then corrector: as a loop it is compiled once.
-        _, dp, ds, room = lax.fori_loop(0, 2, aim, (b, p, s, mu))
+        _, dp, ds, room = twice_over(aim, (b, p, s, mu))
         size = jnp.minimum(1, 0.999 * room)
         new_p, new_s = p + size * dp, s + size * ds
         new_p = new_p / jnp.sum(new_p, 0)
@@ -311,7 +318,7 @@ def careful(problem, radius, p, tol, twice, active, num_steps):
             return targets, (dp, dq, ds, d_lo, d_hi), room
 
         start = (b, 0 * q, 0 * q), (p, q, s, lo, hi), mu
-        _, moves, room = lax.fori_loop(0, 2, aim, start)
+        _, moves, room = twice_over(aim, start)
         dp, dq, ds, d_lo, d_hi = moves
         size = jnp.minimum(1, 0.9 * room)
         new_p = p + size * dp
