@@ -1,4 +1,4 @@
-"""The whole suite: `python -m benchmarks --quick` (under 2 minutes on 2 cores).
+"""The whole suite: `python -m benchmarks --quick` (about 2 minutes on 2 cores).
 
 Prints one JSON line a case and writes `runs/benchmarks/<device>.json` and `.md`, the
 table of the README. Without `--quick` it takes most of an hour on 2 cores.
