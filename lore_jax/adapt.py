@@ -166,9 +166,7 @@ def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
     """
     scale = np.asarray(1 / temperature, dtype)
     if config.method == "maximum_likelihood":
-        return lambda z, w, y, _, solvers=(FAST,): _maximum_likelihood(
-            z, w, y, scale, solvers=solvers
-        )
+        return lambda z, w, y, _, **kinds: _maximum_likelihood(z, w, y, scale, **kinds)
     if config.method == "maximum_a_posteriori":
         alpha = jnp.asarray(config.alpha, dtype)
         if alpha.shape not in ((), (rank,)):
@@ -177,8 +175,8 @@ def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
                 f"{alpha.shape[0]}"
             )
         alpha = jnp.broadcast_to(alpha, (rank,))
-        return lambda z, w, y, _, solvers=(FAST,): _maximum_a_posteriori(
-            z, w, y, scale, alpha, solvers=solvers
+        return lambda z, w, y, _, **kinds: _maximum_a_posteriori(
+            z, w, y, scale, alpha, **kinds
         )
     if config.method == "reference":
         rate = jnp.asarray(config.learning_rate, dtype)
@@ -191,21 +189,20 @@ def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
     prior = jax.tree.map(
         lambda x: x if getattr(x, "dtype", 0) == dtype else jnp.asarray(x, dtype), prior
     ).replace(temperature=1.0)
-    fixed = dict(unit_weights=unit_weights, spread=spread)
-    return lambda z, w, y, _, solvers=(FAST,): _posterior(
-        z, w, y, scale, prior, **fixed, solvers=solvers
+    return lambda z, w, y, _, **kinds: _posterior(
+        z, w, y, scale, prior, unit_weights=unit_weights, spread=spread, **kinds
     )
 
 
 @functools.partial(jax.jit, static_argnames="solvers")
-def _maximum_likelihood(z, weight, label, scale, *, solvers):
+def _maximum_likelihood(z, weight, label, scale, *, solvers=(FAST,)):
     weights = _normalised(weight)
     solution = maximum_likelihood(z * scale, weights, label=label, solvers=solvers)
     return solution._replace(value=_mean_loss(z * scale, weight, label, solution))
 
 
 @functools.partial(jax.jit, static_argnames="solvers")
-def _maximum_a_posteriori(z, weight, label, scale, alpha, *, solvers):
+def _maximum_a_posteriori(z, weight, label, scale, alpha, *, solvers=(FAST,)):
     barrier = jnp.broadcast_to(alpha[None], (len(z), len(alpha)))
     solution = maximum_a_posteriori(
         z * scale, weight, barrier, label=label, solvers=solvers
@@ -214,7 +211,9 @@ def _maximum_a_posteriori(z, weight, label, scale, alpha, *, solvers):
 
 
 @functools.partial(jax.jit, static_argnames=("unit_weights", "spread", "solvers"))
-def _posterior(z, weight, label, scale, prior, *, unit_weights, spread, solvers):
+def _posterior(
+    z, weight, label, scale, prior, *, unit_weights, spread, solvers=(FAST,)
+):
     z = z * scale
     kinds = dict(unit_weights=unit_weights, solvers=solvers)
     solution = adapt_users(z, weight, prior, label=label, **kinds)
@@ -250,6 +249,9 @@ def adapt_users(
 
     Returns:
       `Solution`, weights float[U, K].
+
+    Raises:
+      ValueError: `solvers` names another.
     """
     mean = posterior_mean(z, weight, label, prior, unit_weights=unit_weights)
     finite = jnp.isfinite(prior.concentration)

@@ -37,9 +37,8 @@ from lore_jax.backend import sized
 
 # Users per chunk: on a CPU temporaries stay in cache and below XLA's threading.
 CHUNK = 128, 1 << 17
-FAST, CAREFUL = "fast", "careful"  # the two solvers of `interior`
-BOTH = FAST, CAREFUL
 STRAGGLERS = 16  # a chunk goes on until all but one in so many users are solved
+FAST, CAREFUL = BOTH = "fast", "careful"  # the two solvers of `interior`
 
 
 def _broadcasting(fun):
@@ -247,10 +246,14 @@ def _implicit(solvers, primals, tangents):
     return out, Solution(dp, dvalue, zero, still, still)
 
 
-def _prepare(z, weight, label, barrier, start):
+def _prepare(solvers, z, weight, label, barrier, start):
+    if solvers not in (BOTH, (FAST,), (CAREFUL,)):
+        raise ValueError(
+            f"solvers must be {BOTH}, ({FAST!r},) or ({CAREFUL!r},), got {solvers!r}"
+        )
     dtype = jnp.promote_types(jnp.result_type(z), jnp.float32)
     arrays = (z, weight, label, barrier, start)
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), arrays)
+    return solvers, *jax.tree.map(lambda x: jnp.asarray(x, dtype), arrays)
 
 
 def maximum_likelihood(z, weight, *, label=None, solvers=BOTH):
@@ -266,8 +269,11 @@ def maximum_likelihood(z, weight, *, label=None, solvers=BOTH):
 
     Returns:
         Solution; a user without pairs gets uniform weights, gap 0 and value 0.
+
+    Raises:
+        ValueError: ``solvers`` names another.
     """
-    return _in_chunks(solvers, *_prepare(z, weight, label, None, None))
+    return _in_chunks(*_prepare(solvers, z, weight, label, None, None))
 
 
 def maximum_a_posteriori(z, weight, barrier, *, label=None, start=None, solvers=BOTH):
@@ -284,8 +290,11 @@ def maximum_a_posteriori(z, weight, barrier, *, label=None, start=None, solvers=
 
     Returns:
         Solution; a user without pairs gets ``barrier / Σ barrier`` exactly.
+
+    Raises:
+        ValueError: ``solvers`` names another.
     """
-    return _in_chunks(solvers, *_prepare(z, weight, label, barrier, start))
+    return _in_chunks(*_prepare(solvers, z, weight, label, barrier, start))
 
 
 def _single(solution):

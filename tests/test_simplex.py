@@ -123,6 +123,13 @@ def test_large_margins_need_the_careful_solver():
     assert (frank_wolfe_gap(z, weight, careful.weights) < 1.3).all()  # eps R² Σ weight
 
 
+@pytest.mark.parametrize("solvers", [(), ("fats",), "fast"])
+def test_another_solver_is_an_error(solvers):
+    z = np.ones((2, 3, 4), np.float32)
+    with pytest.raises(ValueError, match=r"solvers must be .*'fast', 'careful'.*got"):
+        simplex.maximum_likelihood(z, z[..., 0], solvers=solvers)
+
+
 def test_users_without_pairs():
     z = np.full((3, 4, 5), 7.0, np.float32)
     weight = np.zeros((3, 4), np.float32)
