@@ -23,6 +23,23 @@ def sized(cpu: T, accelerator: T) -> T:
     return cpu if jax.default_backend() == "cpu" else accelerator
 
 
+def apart(function: Callable[..., Any], some: jax.Array, *arrays) -> Any:
+    """`function` of arrays as loops of its own on a CPU; zeros unless `some`, bool[].
+
+    XLA's CPU code fuses what it can: with every reader, each of which then works it
+    out again, and with a reshape, whose places it then divides for one by one. It
+    leaves a branch alone.
+    """
+
+    def nothing(*arrays):
+        shapes = jax.eval_shape(function, *arrays)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    if sized(False, True):
+        return function(*arrays)
+    return lax.cond(some, function, nothing, *arrays)
+
+
 def _few_at_once(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """`function` of float[K, K] and more, which `vmap` takes a few at once on a CPU.
 

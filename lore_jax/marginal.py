@@ -19,6 +19,7 @@ from flax import struct
 from jax import lax
 
 from lore_jax import descent
+from lore_jax.backend import apart, sized
 from lore_jax.buckets import Bucket, count_users, make_buckets
 from lore_jax.interior import fold
 from lore_jax.prior import likelihood_power
@@ -182,7 +183,8 @@ def _basis(state: TrainState, data: Data) -> jax.Array:
 def _floor(proj, state: TrainState, data: Data):
     """(slopes float[M, K], (log marginal, π's new logarithm))."""
     problem, settings = data
-    proj = proj.T / settings.temperature
+    by_rows = _by_rows(proj.shape[1])
+    proj = (proj if by_rows else proj.T) / settings.temperature
     ramp = jnp.minimum(1, (state.count + 1) / settings.ramp_steps)
     chunk_of = functools.partial(
         _chunk,
@@ -197,10 +199,9 @@ def _floor(proj, state: TrainState, data: Data):
         chunk = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), bucket)
         log_marginal, share, gradient = sums
         value, posterior, slopes = chunk_of(chunk)
-        slopes = slopes.reshape(len(slopes), -1)
-        gradient = _add_columns(gradient, chunk.chosen, slopes)
+        gradient = _add(gradient, chunk.chosen, slopes)
         if chunk.rejected is not None:
-            gradient = _add_columns(gradient, chunk.rejected, -slopes)
+            gradient = _add(gradient, chunk.rejected, -slopes)
         return log_marginal + value, share + posterior, gradient
 
     sums = (
@@ -214,11 +215,30 @@ def _floor(proj, state: TrainState, data: Data):
     total = problem.num_users + settings.pseudo_users
     weights = (share + settings.pseudo_users * problem.base) / total
     log_weights = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
-    return -gradient.T / settings.temperature, (log_marginal, log_weights)
+    slopes = -(gradient if by_rows else gradient.T) / settings.temperature
+    return slopes, (log_marginal, log_weights)
 
 
-def _add_columns(table, columns, values):
-    return table.at[:, columns.reshape(-1)].add(values, mode=_INSIDE)
+def _by_rows(rank: int) -> bool:
+    """Whether pairs read and add to [M, K]; if not, [K, M].
+
+    Columns need no transpose of what has users minor-most, rows fewer cache lines.
+    """
+    return sized(rank > 10, False)
+
+
+def _take(table, places, rank: int):
+    """Columns float[K, n] of [K, M], or of [M, K]."""
+    if _by_rows(rank):
+        return table.at[places.reshape(-1)].get(mode=_INSIDE).T
+    return table.at[:, places.reshape(-1)].get(mode=_INSIDE)
+
+
+def _add(table, places, values):
+    """Adds columns float[K, n] to [K, M], or to [M, K]."""
+    if _by_rows(len(values)):
+        return table.at[places.reshape(-1)].add(values.T, mode=_INSIDE)
+    return table.at[:, places.reshape(-1)].add(values, mode=_INSIDE)
 
 
 def _update(optimiser, slope, between, state: TrainState, data: Data):
@@ -237,14 +257,14 @@ def _update(optimiser, slope, between, state: TrainState, data: Data):
 
 
 def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
-    """(log marginal float[], posteriors' sum float[A], d/dz float[K, g, G, B]).
+    """(log marginal float[], posteriors' sum float[A], d/dz float[K, g · G · B]).
 
     With t = tanh(m / 2) of a margin m, P(y) and its slope come from one function:
     log σ(m) = min(m, 0) + log (1 + |t|) / 2 and 1 − σ(m) = (1 − t) / 2. One logarithm
     serves the g pairs of a group, as the product is at least 2⁻ᵍ.
 
     Args:
-      proj: float[K, M], divided by T.
+      proj: float[K, M] or, `_by_rows`, float[M, K]; divided by T.
       atoms: float[A, K].
       log_weights: float[A], log π.
       tempering: γ, float[].
@@ -252,14 +272,16 @@ def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
       bucket: one chunk, without C.
     """
     weight, label = bucket.weight, bucket.label
-    z = proj.at[:, bucket.chosen].get(mode=_INSIDE)
+    rank = atoms.shape[1]
+    z = _take(proj, bucket.chosen, rank)
     if bucket.rejected is not None:
-        z = z - proj.at[:, bucket.rejected].get(mode=_INSIDE)
+        z = z - _take(proj, bucket.rejected, rank)
+    each = weight.reshape(1, -1)
     if unit_weights:  # What pads has margin 0.
-        z = z * weight[None]
+        z = z * each
     group, groups, users = weight.shape
     shared = functools.partial(jnp.matmul, precision=_EXACT)
-    m = shared(atoms, z.reshape(len(z), -1)).reshape(-1, group, groups * users)
+    m = shared(atoms, z).reshape(-1, group, groups * users)
     # Without the barrier XLA works both out for every reader.
     m, tanh = lax.optimization_barrier((m, jnp.tanh(m / 2)))
     logs, product = 0, 1
@@ -268,13 +290,14 @@ def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
         product = product * (0.5 + 0.5 * jnp.abs(tanh[:, i]))
     logs = logs + jnp.log(product)
     if not unit_weights:
-        logs = logs * weight.reshape(1, -1)
+        logs = logs * each
     table = fold(jnp.add, jnp.swapaxes(logs.reshape(-1, groups, users), 0, 1))
     total = jnp.sum(weight, axis=(0, 1))
     if unit_weights:
         table = table + math.log(2) * (group * groups - total)[None]
     if label is not None:
-        table = table - shared(atoms, jnp.sum((weight * (1 - label))[None] * z, (1, 2)))
+        lost = (weight * (1 - label))[None] * z.reshape(-1, *weight.shape)
+        table = table - shared(atoms, jnp.sum(lost, axis=(1, 2)))
     power = likelihood_power(total, tempering)[None]
     joint = power * table + log_weights[:, None]
     top = jnp.max(joint, axis=0)
@@ -282,12 +305,13 @@ def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
     mass = jnp.sum(posterior, axis=0)
     real = total > 0
     posterior = posterior * jnp.where(real, 1 / mass, 0)[None]
-    share = lax.optimization_barrier(power * posterior)[:, None, None]
-    slopes = share * (0.5 - 0.5 * tanh).reshape(-1, group, groups, users)
-    if label is not None:
-        slopes = slopes - share * (1 - label)[None]
-    # In that shape: over joined axes XLA's loop would divide for every place.
-    slopes = lax.optimization_barrier(slopes).reshape(len(atoms), -1)
-    slopes = shared(atoms.T, slopes).reshape(z.shape)
+    half = jnp.tile(power * posterior / 2, (1, groups))[:, None]
+    won = 1 if label is None else 2 * label.reshape(1, group, -1) - 1
+
+    def weigh(tanh):
+        return half * (won - tanh)
+
+    slopes = apart(weigh, jnp.any(real), tanh).reshape(len(atoms), -1)
+    slopes = shared(atoms.T, slopes)
     value = jnp.sum((top + jnp.log(mass)) * real)
-    return value, jnp.sum(posterior, axis=1), slopes * weight[None]
+    return value, jnp.sum(posterior, axis=1), slopes * each

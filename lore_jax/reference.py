@@ -15,6 +15,7 @@ import optax
 from flax import struct
 
 from lore_jax import descent
+from lore_jax.backend import apart, sized
 from lore_jax.config import TrainConfig
 from lore_jax.losses import cosine_anchor, l2_anchor, pair_coefficients, pair_loss
 from lore_jax.results import Metrics
@@ -139,7 +140,9 @@ def _alternating_floor(config, optimiser, proj, state, problem):
 class Pairs:
     """`losses.bradley_terry_loss` of a projection and its derivatives, written out.
 
-    Differentiating it takes half as long again where pairs outnumber rows.
+    Differentiating it takes half as long again where pairs outnumber rows. On a CPU
+    what belongs to a pair has columns of zeros behind its K, float[N, K']: rows of 5
+    are added up one number at a time.
 
     Args:
       proj: float[M, K].
@@ -152,16 +155,23 @@ class Pairs:
         """Gathers both sides of every pair."""
         self.proj, self.prefs, self.temperature = proj, prefs, temperature
         self.coefficients = pair_coefficients(prefs, weighting, proj.dtype)
+        proj = _widen(proj)
         self.z = proj.at[prefs.chosen].get(mode=_INSIDE)
         if prefs.rejected is not None:
             self.z -= proj.at[prefs.rejected].get(mode=_INSIDE)
 
     def slopes(self, logits):
-        """(loss, weights of every pair float[N, K], d loss / d (z · p) float[N])."""
-        weights = mixture_weights(logits).at[self.prefs.user].get(mode=_INSIDE)
-        parts = (self.z[:, k] * weights[:, k] for k in range(weights.shape[1]))
-        m = functools.reduce(jnp.add, parts) / self.temperature
-        label = self.prefs.label
+        """(loss, weights of every pair float[N, K'], d loss / d (z · p) float[N])."""
+        prefs = self.prefs
+        weights = _widen(mixture_weights(logits)).at[prefs.user].get(mode=_INSIDE)
+
+        def margins(z, weights):
+            parts = (z[:, k] * weights[:, k] for k in range(weights.shape[1]))
+            return functools.reduce(jnp.add, parts) / self.temperature
+
+        # Loss and slope would each work it out.
+        m = apart(margins, jnp.any(prefs.user[:1] >= 0), self.z, weights)
+        label = prefs.label
         loss = jnp.sum(self.coefficients * pair_loss(m, label))
         slope = -jax.nn.sigmoid(-m) if label is None else jax.nn.sigmoid(m) - label
         return loss, weights, self.coefficients * slope / self.temperature
@@ -173,16 +183,22 @@ class Pairs:
         total = jax.ops.segment_sum(
             pushed, self.prefs.user, len(weights), indices_are_sorted=True
         )
-        return pullback(total)[0]
+        return pullback(total[:, : weights.shape[1]])[0]
 
     def proj_slope(self, weights, slope):
         """The loss's slope in the projection, float[M, K]."""
         pushed = (weights * slope[:, None]).astype(self.proj.dtype)
-        out = jnp.zeros_like(self.proj)
+        out = _widen(jnp.zeros_like(self.proj))
+        if self.prefs.rejected is not None:
+            out = -out.at[self.prefs.rejected].add(pushed, mode=_INSIDE)
         out = out.at[self.prefs.chosen].add(pushed, mode=_INSIDE)
-        if self.prefs.rejected is None:
-            return out
-        return out.at[self.prefs.rejected].add(-pushed, mode=_INSIDE)
+        return out[:, : self.proj.shape[1]]
+
+
+def _widen(x):
+    """float[..., K] with the columns of zeros of `Pairs`."""
+    rank = x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, sized(-rank % 4, 0) if rank > 2 else 0)))
 
 
 def _step_logits(optimiser, loss, slope, state) -> _Between:

@@ -145,3 +145,11 @@ def test_groups_of_systems_are_solved_like_one(size, rank):
     np.testing.assert_allclose(root, np.linalg.cholesky(matrices), atol=1e-10)
     want = np.linalg.solve(np.asarray(matrices), np.ones((2, size, rank, 1)))
     np.testing.assert_allclose(out, want, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("some", [True, False])
+def test_a_function_apart_is_the_function_where_there_is_something(some):
+    x = jnp.arange(3.0)
+    total, twice = backend.apart(lambda x: (x.sum(), 2 * x), jnp.array(some), x)
+    np.testing.assert_array_equal(total, 3.0 * some)
+    np.testing.assert_array_equal(twice, [0, 2 * some, 4 * some])

@@ -96,6 +96,18 @@ def test_the_size_of_chunks_changes_no_number(make_preferences, monkeypatch, cel
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fields", [{}, {"label": True, "weight": True}])
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_rows_and_columns_add_up_alike(make_preferences, monkeypatch, by_rows, fields):
+    """What K and the backend choose between."""
+    prefs = make_preferences(9, 80, **fields)
+    proj = np.random.default_rng(3).normal(size=(30, RANK)).astype(np.float32)
+    monkeypatch.setattr(marginal, "_by_rows", lambda rank: by_rows)
+    got, *arguments = floor(proj, prefs)
+    for a, b in zip(got, expected(proj, prefs, *arguments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("room", "lengths"),
     [
