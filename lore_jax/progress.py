@@ -21,7 +21,7 @@ from lore_jax.results import Metrics, Progress
 from lore_jax.types import FeatureSource, Preferences
 
 FORMAT = "lore_jax.progress"
-VERSION = 1
+VERSION = 2
 _SNAPSHOTS = 10
 _ROWS = 1024
 
@@ -30,7 +30,7 @@ class Run:
     """What one fit has done so far.
 
     Attributes:
-      rows: one dict per candidate that was compared, in order.
+      rows: one dict per candidate that was compared, in order; one is chosen so far.
       best: snapshots of the best of them, as in `Progress`.
       finished: what came of the trainings on all pairs, as in `Progress`.
       recorded: whether somebody is called back, or a record is gone on from.
@@ -233,6 +233,8 @@ def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Prog
     losses = [row.get("log_loss") for row in rows if isinstance(row, dict)]
     if len(losses) < len(rows) or not all(isinstance(x, float) for x in losses):
         raise ValueError("rows must be objects with a log_loss each")
+    if sum(row.get("chosen") is True for row in rows) != min(1, len(rows)):
+        raise ValueError("one of the rows must be chosen")
     return Progress(
         metrics=Metrics(*metrics),
         name=name,

@@ -92,11 +92,11 @@ class Progress(struct.PyTreeNode):
       metrics: of its steps so far, float[n] each.
       trail: (θ float[S, R, K], log π float[S, A]) of the running candidate after each
         tenth of its steps; () where nothing is compared.
-      best: the same of the best candidate so far.
+      best: the same of the candidate that is chosen so far.
       finished: (objective float[i], θ, log π, *metrics) after i trainings on all pairs,
         the arrays of the best of them; () before.
       name: which training is running.
-      rows: one dict per candidate that was compared.
+      rows: one dict per candidate that was compared, the one chosen so far marked.
       fingerprint: of data, rank, key, config, init and anchor.
     """
 

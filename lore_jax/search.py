@@ -18,7 +18,6 @@ from lore_jax.progress import Run, stride
 from lore_jax.results import Fitted, History, Metrics
 from lore_jax.selection import (
     Validation,
-    choose,
     choose_refinement,
     choose_stop,
     make_atoms,
@@ -26,6 +25,7 @@ from lore_jax.selection import (
     make_validation,
     refined_like,
     rows_of,
+    surely_better,
 )
 from lore_jax.starts import make_start
 from lore_jax.types import FeatureSource, Preferences, Prior, RewardParams
@@ -125,19 +125,14 @@ def _snapshot(state: marginal.TrainState) -> tuple:
     return state.theta, state.log_weights
 
 
-def _loss(row: dict) -> float:
-    return float(np.nan_to_num(row["log_loss"], nan=np.inf))
-
-
-def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> None:
-    """Tries candidates, one setting at a time; which, depends on the losses before.
+def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> dict:
+    """The candidate to train, found one setting at a time.
 
     All ranks at the first λ and γ, all γ at the best of them, all λ at the best of
-    those, and the ranks again there. What was tried is not trained again.
+    those, and the ranks again there.
 
     Args:
-      try_out: candidates {"rank", "ridge", "tempering"} → a row of each, with
-        "log_loss".
+      try_out: candidates {"rank", "ridge", "tempering"} → the best of all so far.
       ranks: candidate K.
       config: its grids are used.
     """
@@ -148,9 +143,8 @@ def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> None:
         if name == "tempering" and best["rank"] == 1:
             continue  # One atom: γ would only scale the likelihood.
         if len(grids[name]) > 1:
-            rows = try_out([{**best, name: value} for value in grids[name]])
-            best[name] = min(rows, key=_loss)[name]
-    try_out([best])  # Where no grid has two values, nothing was tried yet.
+            best = try_out([{**best, name: value} for value in grids[name]])
+    return try_out([best])  # Where no grid has two values, nothing was tried yet.
 
 
 def fit_marginal(
@@ -238,31 +232,41 @@ def _search(train: Trainer, validation: Validation, ranks, config, run: Run) -> 
     def train_one(candidate):
         return train("search", validation.training, candidate, snapshots=True)[2]
 
-    def row_of(candidate):
-        return next((r for r in run.rows if candidate.items() <= r.items()), None)
+    def losses_of(candidate, trail):
+        basis, prior = train.result(trail[0][-1], trail[1][-1], candidate)
+        return validation.curve([basis], [prior])[0]
 
     def compile_losses(candidate):
         shape = validation.training.num_features, candidate["rank"]
         prior = train.prior(0.0, candidate)
         validation.loss(jnp.zeros(shape, train.dtype), [prior])
 
+    def chosen():
+        row = next(row for row in run.rows if row["chosen"])
+        return {name: row[name] for name in ("rank", "ridge", "tempering")}
+
     def try_out(candidates):
-        new = [candidate for candidate in candidates if row_of(candidate) is None]
+        # What was tried is not trained again.
+        new = [
+            x for x in candidates if not any(x.items() <= r.items() for r in run.rows)
+        ]
         tasks: list[Callable] = [functools.partial(train_one, x) for x in new]
-        if train.at_once and not run.rows:
+        if new and train.at_once and not run.rows:
             # A second training would wait while the first compiles the steps of both.
             tasks.insert(1, functools.partial(compile_losses, new[0]))
+        least = losses_of(chosen(), run.best) if new and run.rows else None
         trails = (x for x in train.each(lambda task: task(), tasks) if x is not None)
         for candidate, trail in zip(new, trails):
-            basis, prior = train.result(trail[0][-1], trail[1][-1], candidate)
-            loss = validation.loss(basis, [prior])[0]
-            row = {**candidate, "log_loss": loss, "chosen": False}
-            if _loss(row) < min(map(_loss, run.rows), default=np.inf) or not run.best:
-                run.best = trail
+            losses = losses_of(candidate, trail)
+            better = least is None or surely_better(losses, least)
+            if better:
+                run.best, least = trail, losses
+                for row in run.rows:
+                    row["chosen"] = False
+            row = {**candidate, "log_loss": macro_mean(losses), "chosen": better}
             run.rows.append(row)
-        return [row_of(candidate) for candidate in candidates]
+        return chosen()
 
-    select(try_out, ranks, config)
+    best = select(try_out, ranks, config)
     train.problems.clear()
-    best = choose(run.rows)
-    return {name: best[name] for name in ("rank", "ridge", "tempering")}
+    return best

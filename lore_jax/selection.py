@@ -103,12 +103,27 @@ def choose(rows: list[dict]) -> dict:
     return best
 
 
+def surely_better(losses: np.ndarray, than: np.ndarray) -> bool:
+    """Whether users' losses float[U] are less by two standard errors of the difference.
+
+    What is merely less on few held-out judgements is as often the worse choice on
+    judgements held out once more. Users are paired, NaN is no judgement; where `than`
+    has none at all, any loss is better.
+    """
+    if not np.isfinite(than).any():
+        return bool(np.isfinite(losses).any())
+    gain = than - losses
+    gain = gain[np.isfinite(gain)]
+    if gain.size < 2:
+        return False
+    return bool(gain.mean() > 2 * gain.std(ddof=1) / gain.size**0.5)
+
+
 def choose_stop(losses: np.ndarray) -> int:
     """The row of losses float[S, U] to stop at: the last finite, or one surely better.
 
-    That is the best on average, where its users' differences to the last exceed two
-    standard errors of their mean. Else the dips of a noisy curve would end training:
-    on judgements held out once more the best row is the worse choice.
+    That is the best on average, if it is; else the dips of a noisy curve would end
+    training.
     """
     rows = np.flatnonzero(np.isfinite(losses).any(1))
     if not rows.size:
@@ -118,9 +133,7 @@ def choose_stop(losses: np.ndarray) -> int:
     if known.shape[1] < 2:
         return int(rows[-1])
     best = int(known.mean(1).argmin())
-    gain = known[-1] - known[best]
-    sure = gain.mean() > 2 * gain.std(ddof=1) / len(gain) ** 0.5
-    return int(rows[best if sure else -1])
+    return int(rows[best if surely_better(known[best], known[-1]) else -1])
 
 
 def make_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:

@@ -194,6 +194,10 @@ def damage_rows(arrays, metadata):
     metadata["rows"] = json.dumps([{"log_loss": "small"}])
 
 
+def damage_choice(arrays, metadata):
+    metadata["rows"] = json.dumps([{"log_loss": 0.5, "chosen": False}])
+
+
 def damage_fingerprint(arrays, metadata):
     del metadata["fingerprint"]
 
@@ -208,6 +212,7 @@ def damage_trail(arrays, metadata):
         (damage_metrics, "metrics must be 3 arrays"),
         (damage_names, "expected numbered arrays"),
         (damage_rows, "rows must be objects with a log_loss"),
+        (damage_choice, "one of the rows must be chosen"),
         (damage_fingerprint, "metadata: KeyError"),
         (damage_trail, "best must be two arrays"),
     ],
