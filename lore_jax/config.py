@@ -31,7 +31,8 @@ class TrainConfig:
       concentrations: candidate κ of the prior; "marginal" compares λ, γ and K at the
         first. With a basis that is given or of a published form, γ is compared at ∞.
       decays: candidate δ of the prior, each with every κ; likewise.
-      spreads: candidate ρ of the prior.
+      spreads: candidate ρ of the prior; the least loss of ρ and s is taken where it
+        is better than that of the first by two standard errors.
       margin_scales: candidate s of the prior, each with every ρ.
       ranks: candidate K of `rank="auto"`, the simplest first.
       start: "svd", directions that users' mean differences vary in most, or "random".

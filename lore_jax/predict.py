@@ -17,7 +17,7 @@ from jax import lax
 from lore_jax import _checks
 from lore_jax.adapt import adapt
 from lore_jax.data import take_shots, take_users
-from lore_jax.evaluate import macro_mean, user_means
+from lore_jax.evaluate import user_means
 from lore_jax.floor import chunk_reader, chunks, on_floor
 from lore_jax.losses import pair_loss
 from lore_jax.mixture import Mixture, deviation, margin_moments, mixture_of
@@ -134,8 +134,8 @@ def spread_losses(
     *,
     shots: tuple[int | None, ...] = SHOTS,
     num_users: int = 1000,
-) -> list[float]:
-    """Macro log-loss of `predict_proba` on held-out pairs, one per candidate (ρ, s).
+) -> np.ndarray:
+    """Users' log-loss of `predict_proba` on held-out pairs for each candidate (ρ, s).
 
     Args:
       basis: V, float[D, K].
@@ -149,7 +149,7 @@ def spread_losses(
       num_users: how many users to use at most, at random.
 
     Returns:
-      One loss per candidate; NaN where nothing is held out.
+      float[C, U], U at most `num_users`; NaN where nothing is held out.
 
     Raises:
       ValueError: shapes disagree or a candidate is negative.
@@ -174,8 +174,8 @@ def spread_losses(
             heldout.user,
             heldout.num_users,
         )
-        losses.append([macro_mean(loss) for loss in np.asarray(by_user)])
-    return np.mean(losses, 0).tolist()
+        losses.append(np.asarray(by_user))
+    return np.mean(losses, axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="num_users")

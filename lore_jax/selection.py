@@ -171,7 +171,8 @@ def choose_refinement(
     """κ with δ, then ρ with s, by grouped validation: (prior, a row per candidate).
 
     Few and many pairs count alike (`SHOTS`): what is right for users with many pairs
-    may be wrong for new ones. Without a validation the first of each grid is taken.
+    may be wrong for new ones. Of ρ and s the first are kept unless others are surely
+    better. Without a validation the first of each grid is taken.
     """
     kappas, decays = config.concentrations, config.decays
     pulls = [
@@ -196,8 +197,11 @@ def choose_refinement(
     if len(spreads) > 1:
         pairs = [(x["spread"], x["margin_scale"]) for x in spreads]
         losses = spread_losses(basis, *validation, prior, pairs)
-        tried = rows_of(spreads, losses)
-        prior = _with(prior, spreads[tried.index(choose(tried))])
+        tried = rows_of(spreads, [macro_mean(x) for x in losses])
+        best = int(np.argmin(np.nan_to_num([x["log_loss"] for x in tried], nan=np.inf)))
+        best = best if surely_better(losses[best], losses[0]) else 0
+        tried[best]["chosen"] = True
+        prior = _with(prior, spreads[best])
         rows += tried
     return prior, rows
 

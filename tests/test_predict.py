@@ -6,7 +6,7 @@ import planted_oracle as oracle
 import pytest
 
 import lore_jax as lore
-from lore_jax import predict
+from lore_jax import predict, selection
 from lore_jax.selection import choose_refinement, make_validation
 
 RANK = 3
@@ -239,6 +239,27 @@ def test_a_shrunk_basis_is_made_as_sure_as_it_should_be(few_pairs):
         losses[scales] = oracle.expected_log_loss(truth, new, p)
     assert learned.margin_scale > 1
     assert lore.evaluate.paired_difference(*list(losses.values())[::-1]).high < 0
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_the_first_spread_is_kept_unless_another_is_surely_better(
+    few_pairs, monkeypatch, sure
+):
+    prior, *_, others = few_pairs
+    validation = make_validation(others, jax.random.key(0), 0.3)
+    users = len(validation.heldout.counts)
+    gain = np.full(users, 0.1) if sure else np.eye(users)[0]
+
+    def losses(basis, training, heldout, prior, candidates):
+        places = np.arange(len(candidates))
+        return 1 - gain[None] * (places == 2)[:, None] + places[:, None] / 1e6
+
+    monkeypatch.setattr(selection, "spread_losses", losses)
+    config = lore.TrainConfig(concentrations=(10.0,), decays=(0.0,))
+    eye = np.eye(5, dtype=np.float32)
+    learned, rows = choose_refinement(validation, eye, prior, config)
+    assert float(learned.spread) == pytest.approx(0.05 if sure else 0.1)
+    assert [i for i, row in enumerate(rows) if row["chosen"]] == [2 if sure else 0]
 
 
 def test_integrating_is_better_calibrated(few_pairs):
