@@ -23,9 +23,10 @@ class TrainConfig:
       ridges: candidate λ; 1 / √λ is the prior deviation of a pair's margin
         ("marginal"). The search compares all ranks at the first λ and γ, then all γ,
         then all λ, then the ranks again, each at the best of the others so far. Of
-        every grid the first is taken unless a later one is better by two standard
-        errors over users: where few judgements are held out, the least loss of many
-        is a matter of luck.
+        λ and of γ the first stays unless others are better by two standard errors over
+        users; then the best of them is taken: where few judgements are held out,
+        the least loss of many is a matter of luck. In the end the smallest rank is
+        taken that the best does not surely beat.
       temperings: candidate γ of the prior; likewise, but the least loss is taken
         where V is given or of a published form.
       concentrations: candidate κ of the prior; "marginal" compares λ, γ and K at the
@@ -34,7 +35,7 @@ class TrainConfig:
       spreads: candidate ρ of the prior; the least loss of ρ and s is taken where it
         is better than that of the first by two standard errors.
       margin_scales: candidate s of the prior, each with every ρ.
-      ranks: candidate K of `rank="auto"`, the simplest first.
+      ranks: candidate K of `rank="auto"`.
       start: "svd", directions that users' mean differences vary in most, or "random".
       num_starts: trainings on all pairs, the first from `start`, the others from random
         ones; the one that reaches the least objective is kept.

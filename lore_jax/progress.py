@@ -30,7 +30,8 @@ class Run:
     """What one fit has done so far.
 
     Attributes:
-      rows: one dict per candidate that was compared, in order; one is chosen so far.
+      rows: one dict per candidate that was compared, in order; chosen is what was
+        the best until then.
       best: snapshots of the best of them, as in `Progress`.
       finished: what came of the trainings on all pairs, as in `Progress`.
       recorded: whether somebody is called back, or a record is gone on from.
@@ -233,8 +234,8 @@ def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Prog
     losses = [row.get("log_loss") for row in rows if isinstance(row, dict)]
     if len(losses) < len(rows) or not all(isinstance(x, float) for x in losses):
         raise ValueError("rows must be objects with a log_loss each")
-    if sum(row.get("chosen") is True for row in rows) != min(1, len(rows)):
-        raise ValueError("one of the rows must be chosen")
+    if rows and rows[0].get("chosen") is not True:
+        raise ValueError("the first of the rows must be chosen")
     return Progress(
         metrics=Metrics(*metrics),
         name=name,

@@ -96,7 +96,8 @@ class Progress(struct.PyTreeNode):
       finished: (objective float[i], θ, log π, *metrics) after i trainings on all pairs,
         the arrays of the best of them; () before.
       name: which training is running.
-      rows: one dict per candidate that was compared, the one chosen so far marked.
+      rows: one dict per candidate that was compared; those are marked as chosen that
+        were better than all before.
       fingerprint: of data, rank, key, config, init and anchor.
     """
 

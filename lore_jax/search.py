@@ -132,7 +132,8 @@ def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> dict:
     those, and the ranks again there.
 
     Args:
-      try_out: candidates {"rank", "ridge", "tempering"} → the best of all so far.
+      try_out: (candidates {"rank", "ridge", "tempering"}, whether they must be surely
+        better than the first of them) → the best of all until then.
       ranks: candidate K.
       config: its grids are used.
     """
@@ -143,8 +144,9 @@ def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> dict:
         if name == "tempering" and best["rank"] == 1:
             continue  # One atom: γ would only scale the likelihood.
         if len(grids[name]) > 1:
-            best = try_out([{**best, name: value} for value in grids[name]])
-    return try_out([best])  # Where no grid has two values, nothing was tried yet.
+            candidates = [{**best, name: value} for value in grids[name]]
+            best = try_out(candidates, name != "rank")
+    return try_out([best], True)  # Where no grid has two values, nothing was tried yet.
 
 
 def fit_marginal(
@@ -165,8 +167,7 @@ def fit_marginal(
     chosen, more, curve = None, [], []
     num_steps = config.num_steps
     if validation.training.num_pairs and validation.heldout.num_pairs:
-        best = _search(train, validation, ranks, config, run)
-        thetas, log_weights = run.best
+        best, (thetas, log_weights) = _search(train, validation, ranks, config, run)
         results = [train.result(*x, best) for x in zip(thetas, log_weights)]
         losses = validation.curve(*zip(*results, strict=True))
         counts = (stride(num_steps) * np.arange(1, len(losses) + 1)).clip(max=num_steps)
@@ -178,6 +179,7 @@ def fit_marginal(
         more = [*stops, *rows]
     theta, log_weights, metrics = _train_on_all(train, prefs, best, num_steps, run)
     basis, prior = train.result(theta, log_weights, best)
+    rows_chosen = [{**x, "chosen": best.items() <= x.items()} for x in run.rows]
     if chosen is None:
         chosen, _ = choose_refinement(None, basis, prior, config)
     prior = refined_like(prior, chosen)
@@ -190,7 +192,7 @@ def fit_marginal(
             metrics.loss,
             metrics.weights_norm,
             metrics.basis_norm,
-            (*run.rows, *more),
+            (*rows_chosen, *more),
             np.array(curve, np.float32),
             np.array([row["num_steps"] for row in more[: len(curve)]], np.int32),
         ),
@@ -226,11 +228,13 @@ def _train_on_all(
     return run.finished[1], run.finished[2], Metrics._make(run.finished[3:])
 
 
-def _search(train: Trainer, validation: Validation, ranks, config, run: Run) -> dict:
-    """The chosen candidate; fills `run.rows` and `run.best`."""
+def _search(
+    train: Trainer, validation: Validation, ranks, config, run: Run
+) -> tuple[dict, tuple]:
+    """(the chosen candidate, snapshots of its training); fills `run`."""
 
-    def train_one(candidate):
-        return train("search", validation.training, candidate, snapshots=True)[2]
+    def train_one(candidate, name="search"):
+        return train(name, validation.training, candidate, snapshots=True)[2]
 
     def losses_of(candidate, trail):
         basis, prior = train.result(trail[0][-1], trail[1][-1], candidate)
@@ -241,32 +245,50 @@ def _search(train: Trainer, validation: Validation, ranks, config, run: Run) -> 
         prior = train.prior(0.0, candidate)
         validation.loss(jnp.zeros(shape, train.dtype), [prior])
 
-    def chosen():
-        row = next(row for row in run.rows if row["chosen"])
+    def best_of(rows):
+        row = [row for row in rows if row["chosen"]][-1]
         return {name: row[name] for name in ("rank", "ridge", "tempering")}
 
-    def try_out(candidates):
-        # What was tried is not trained again.
-        new = [
-            x for x in candidates if not any(x.items() <= r.items() for r in run.rows)
-        ]
+    def tried(candidate):
+        rows = enumerate(run.rows)
+        return next((i for i, row in rows if candidate.items() <= row.items()), -1)
+
+    def try_out(candidates, surely):
+        new = [candidate for candidate in candidates if tried(candidate) < 0]
         tasks: list[Callable] = [functools.partial(train_one, x) for x in new]
         if new and train.at_once and not run.rows:
             # A second training would wait while the first compiles the steps of both.
             tasks.insert(1, functools.partial(compile_losses, new[0]))
-        least = losses_of(chosen(), run.best) if new and run.rows else None
+        least, start = np.inf, None
+        if new and run.rows:
+            chosen = best_of(run.rows)
+            least = np.nan_to_num(run.rows[tried(chosen)]["log_loss"], nan=np.inf)
+            if surely:  # A record may have gone on from the first already.
+                kept = chosen == candidates[0]
+                trail = run.best if kept else train_one(candidates[0], "again")
+                start = losses_of(candidates[0], trail)
         trails = (x for x in train.each(lambda task: task(), tasks) if x is not None)
         for candidate, trail in zip(new, trails):
             losses = losses_of(candidate, trail)
-            better = least is None or surely_better(losses, least)
+            loss = macro_mean(losses)
+            start = losses if start is None else start
+            better = not run.rows or loss < least
+            if better and run.rows and surely:
+                better = surely_better(losses, start)
             if better:
-                run.best, least = trail, losses
-                for row in run.rows:
-                    row["chosen"] = False
-            row = {**candidate, "log_loss": macro_mean(losses), "chosen": better}
-            run.rows.append(row)
-        return chosen()
+                run.best, least = trail, np.nan_to_num(loss, nan=np.inf)
+            run.rows.append({**candidate, "log_loss": loss, "chosen": bool(better)})
+        # Of a record that goes on, the rows behind these are not to be seen here.
+        return best_of(run.rows[: 1 + max(map(tried, candidates))])
 
-    best = select(try_out, ranks, config)
+    best, trail = select(try_out, ranks, config), run.best
+    for rank in sorted(set(ranks)):
+        if rank >= best["rank"]:
+            break
+        simpler = {**best, "rank": rank}
+        other = train_one(simpler, "simpler")
+        if not surely_better(losses_of(best, trail), losses_of(simpler, other)):
+            best, trail = simpler, other
+            break
     train.problems.clear()
-    return best
+    return best, trail

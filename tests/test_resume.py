@@ -212,7 +212,7 @@ def damage_trail(arrays, metadata):
         (damage_metrics, "metrics must be 3 arrays"),
         (damage_names, "expected numbered arrays"),
         (damage_rows, "rows must be objects with a log_loss"),
-        (damage_choice, "one of the rows must be chosen"),
+        (damage_choice, "the first of the rows must be chosen"),
         (damage_fingerprint, "metadata: KeyError"),
         (damage_trail, "best must be two arrays"),
     ],

@@ -579,7 +579,7 @@ def test_the_search_finds_the_best_of_a_smooth_loss(best):
         distance = np.abs(place - np.log1p([best[0], 20 * best[1]])).sum()
         return distance + abs(candidate["tempering"] - best[2])
 
-    def try_out(candidates):
+    def try_out(candidates, surely):
         tried.extend(candidates)
         return min(tried, key=loss)
 
