@@ -232,13 +232,22 @@ def _search(
     train: Trainer, validation: Validation, ranks, config, run: Run
 ) -> tuple[dict, tuple]:
     """(the chosen candidate, snapshots of its training); fills `run`."""
+    known: dict = {}  # (snapshots, losses of users) of what this process trained
 
-    def train_one(candidate, name="search"):
-        return train(name, validation.training, candidate, snapshots=True)[2]
+    def train_one(candidate):
+        return train("search", validation.training, candidate, snapshots=True)[2]
 
-    def losses_of(candidate, trail):
+    def keep(candidate, trail):
         basis, prior = train.result(trail[0][-1], trail[1][-1], candidate)
-        return validation.curve([basis], [prior])[0]
+        losses = validation.curve([basis], [prior])[0]
+        known[tuple(candidate.values())] = trail, losses
+        return losses
+
+    def known_of(candidate):
+        key = tuple(candidate.values())
+        if key not in known:  # A record holds no more than the best.
+            keep(candidate, train_one(candidate))
+        return known[key]
 
     def compile_losses(candidate):
         shape = validation.training.num_features, candidate["rank"]
@@ -259,36 +268,31 @@ def _search(
         if new and train.at_once and not run.rows:
             # A second training would wait while the first compiles the steps of both.
             tasks.insert(1, functools.partial(compile_losses, new[0]))
-        least, start = np.inf, None
+        least, start = np.inf, np.zeros(0)
         if new and run.rows:
-            chosen = best_of(run.rows)
-            least = np.nan_to_num(run.rows[tried(chosen)]["log_loss"], nan=np.inf)
-            if surely:  # A record may have gone on from the first already.
-                kept = chosen == candidates[0]
-                trail = run.best if kept else train_one(candidates[0], "again")
-                start = losses_of(candidates[0], trail)
+            least = run.rows[tried(best_of(run.rows))]["log_loss"]
+            start = known_of(candidates[0])[1] if surely else start
         trails = (x for x in train.each(lambda task: task(), tasks) if x is not None)
         for candidate, trail in zip(new, trails):
-            losses = losses_of(candidate, trail)
+            losses = keep(candidate, trail)
             loss = macro_mean(losses)
-            start = losses if start is None else start
-            better = not run.rows or loss < least
-            if better and run.rows and surely:
+            better = not run.rows or loss < np.nan_to_num(least, nan=np.inf)
+            if better and surely and run.rows:
                 better = surely_better(losses, start)
+            start = start if start.size else losses
             if better:
-                run.best, least = trail, np.nan_to_num(loss, nan=np.inf)
+                run.best, least = trail, loss
             run.rows.append({**candidate, "log_loss": loss, "chosen": bool(better)})
         # Of a record that goes on, the rows behind these are not to be seen here.
         return best_of(run.rows[: 1 + max(map(tried, candidates))])
 
-    best, trail = select(try_out, ranks, config), run.best
+    if run.rows:
+        keep(best_of(run.rows), run.best)
+    best = select(try_out, ranks, config)
     for rank in sorted(set(ranks)):
-        if rank >= best["rank"]:
-            break
-        simpler = {**best, "rank": rank}
-        other = train_one(simpler, "simpler")
-        if not surely_better(losses_of(best, trail), losses_of(simpler, other)):
-            best, trail = simpler, other
+        simpler = {**best, "rank": min(rank, best["rank"])}
+        if not surely_better(known_of(best)[1], known_of(simpler)[1]):
+            best = simpler
             break
     train.problems.clear()
-    return best, trail
+    return best, known_of(best)[0]
