@@ -20,22 +20,26 @@ class TrainConfig:
       learning_rate: Adam's; for "marginal" in units of the scaled problem.
       temperature: T.
       num_atoms: atoms of the prior beside the K vertices, at least.
+      holdout: what settings are chosen on ("marginal"): "judgements" (a vote of one
+        user on one item), "items" (whole items with all their pairs), or "both": the
+        mean of the two log-losses, each divided by that of a global Bradley–Terry
+        model. "both" is safe for responses that training never saw.
+      smoothings: candidate ε of the coordinates (`coordinates`): from ∞, the embedding
+        alone, to 0, item ids alone where M ≤ D. Of ε, λ and γ, in this order, the
+        search tries the neighbours of the first value and goes on in a direction while
+        the loss falls. The first value stays unless another is better by two standard
+        errors over users.
       ridges: candidate λ; 1 / √λ is the prior deviation of a pair's margin
-        ("marginal"). The search compares all ranks at the first λ and γ, then all γ,
-        then all λ, then the ranks again, each at the best of the others so far. Of
-        λ and of γ the first stays unless others are better by two standard errors over
-        users; then the best of them is taken: where few judgements are held out,
-        the least loss of many is a matter of luck. In the end the smallest rank is
-        taken that the best does not surely beat.
+        ("marginal"); likewise.
       temperings: candidate γ of the prior; likewise, but the least loss is taken
         where V is given or of a published form.
-      concentrations: candidate κ of the prior; "marginal" compares λ, γ and K at the
+      concentrations: candidate κ of the prior; "marginal" compares ε, λ, γ and K at the
         first. With a basis that is given or of a published form, γ is compared at ∞.
-      decays: candidate δ of the prior, each with every κ; likewise.
+      decays: candidate δ of the prior, at the chosen κ.
       spreads: candidate ρ of the prior; the least loss of ρ and s is taken where it
         is better than that of the first by two standard errors.
       margin_scales: candidate s of the prior, each with every ρ.
-      ranks: candidate K of `rank="auto"`.
+      ranks: candidate K of `rank="auto"`, which takes the one with the least loss.
       start: "svd", directions that users' mean differences vary in most, or "random".
       num_starts: trainings on all pairs, the first from `start`, the others from random
         ones; the one that reaches the least objective is kept.
@@ -50,12 +54,14 @@ class TrainConfig:
     learning_rate: float = 0.3
     temperature: float = 1.0
     num_atoms: int = 64
-    ridges: tuple[float, ...] = (0.2, 0.1, 0.4, 0.05, 0.8, 0.02)
+    holdout: Literal["judgements", "items", "both"] = "both"
+    smoothings: tuple[float, ...] = (1.0, 0.1, 4.0, math.inf)
+    ridges: tuple[float, ...] = (0.1, 0.03, 0.3, 1.0, 3.0, 10.0)
     temperings: tuple[float, ...] = (0.4, 0.3, 0.5, 0.2, 0.0)
     concentrations: tuple[float, ...] = (3.0, 0.3, 1.0, 10.0, 30.0, math.inf)
     decays: tuple[float, ...] = (0.0, 0.5, -0.5, 1.0, -1.0)
     spreads: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
-    margin_scales: tuple[float, ...] = (1.0, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2)
+    margin_scales: tuple[float, ...] = (1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2)
     ranks: tuple[int, ...] = (1, 2, 5, 10)
     start: Literal["random", "svd"] = "svd"
     num_starts: int = 2
@@ -73,6 +79,8 @@ class TrainConfig:
         _number(self, "temperature", 0.0, strict=True)
         _number(self, "alpha", 0.0)
         _number(self, "validation_share", 0.0, below=1.0, strict=True)
+        _choice(self, "holdout", ("judgements", "items", "both"))
+        _grid(self, "smoothings", lambda x: x >= 0)
         _grid(self, "ridges", lambda x: x >= 0 and math.isfinite(x))
         _grid(self, "temperings", lambda x: 0 <= x <= 1)
         _grid(self, "concentrations", lambda x: x >= 0)

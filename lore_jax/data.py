@@ -1,18 +1,19 @@
-"""Splits and shots, on the NumPy side; every choice is seeded.
-
-Pairs of one user share responses, so a random split of pairs leaks: whatever is held
-out here is held out by user, by row or by group.
-"""
+"""Shots, votes and tables, on the NumPy side; every choice is seeded."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from lore_jax import _checks
-from lore_jax.types import FeatureSource, Ids, Preferences
+from lore_jax.splits import HeldOut as HeldOut
+from lore_jax.splits import hold_out as hold_out
+from lore_jax.splits import split_users as split_users
+from lore_jax.splits import take_pairs as take_pairs
+from lore_jax.splits import take_users as take_users
+from lore_jax.types import FeatureSource, Preferences
 
 
 class FourWay(NamedTuple):
@@ -29,20 +30,6 @@ class FourWay(NamedTuple):
     seen_heldout: Preferences
     unseen: Preferences
     unseen_heldout: Preferences
-
-
-class HeldOut(NamedTuple):
-    """A split of pairs.
-
-    Attributes:
-      training: pairs to learn from.
-      heldout: pairs to validate on.
-      num_dropped: pairs with one row on either side, in neither.
-    """
-
-    training: Preferences
-    heldout: Preferences
-    num_dropped: int
 
 
 class ArraySource:
@@ -67,129 +54,6 @@ class ArraySource:
         """Yields float[rows, D] in order."""
         for start in range(0, self.shape[0], self.block_rows):
             yield np.asarray(self.array[start : start + self.block_rows])
-
-
-def take_pairs(prefs: Preferences, keep: np.ndarray) -> Preferences:
-    """The pairs at stored positions `keep` (bool[N] or int[n]), all users kept.
-
-    Raises:
-      ValueError: a mask is not bool[N], or a position is out of range.
-    """
-    keep = np.asarray(keep)
-    if keep.dtype == bool:
-        _checks.host_length(keep, prefs.num_pairs, "keep")
-        keep = np.flatnonzero(keep)
-    of = f"N is {prefs.num_pairs}"
-    keep = np.sort(_checks.host_indices(keep, prefs.num_pairs, "keep", of))
-    return _rebuilt(prefs, keep, np.asarray(prefs.user)[keep], prefs.num_users)
-
-
-def take_users(prefs: Preferences, users: np.ndarray) -> Preferences:
-    """The given users, renumbered 0 … in the order given, with all of their pairs.
-
-    Raises:
-      ValueError: a user is out of range or stands twice.
-    """
-    of = f"num_users is {prefs.num_users}"
-    users = _checks.host_indices(users, prefs.num_users, "users", of)
-    if len(np.unique(users)) < len(users):
-        raise ValueError("users must be distinct; one of them stands twice")
-    if not len(users):
-        raise ValueError("users must name at least one user, got none")
-    offsets = np.asarray(prefs.offsets)
-    counts = (offsets[1:] - offsets[:-1])[users]
-    ends = np.cumsum(counts)
-    keep = np.arange(counts.sum()) + np.repeat(offsets[users] - (ends - counts), counts)
-    return _rebuilt(prefs, keep, np.repeat(np.arange(len(users)), counts), users)
-
-
-def _rebuilt(prefs: Preferences, keep, user, users) -> Preferences:
-    """Pairs `keep` with users renumbered; `users` are old numbers, or U unchanged."""
-
-    def take(values):
-        return None if values is None else np.asarray(values)[keep]
-
-    renumbered = not isinstance(users, int)
-    num_users = len(users) if renumbered else users
-    ids = prefs.ids
-    if renumbered and ids is not None and ids.users is not None:
-        ids = Ids(ids.users[users], ids.items)
-    counts = np.bincount(user, minlength=num_users)
-    return prefs.replace(
-        chosen=take(prefs.chosen),
-        rejected=take(prefs.rejected),
-        user=user.astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
-        order=np.argsort(np.argsort(np.asarray(prefs.order)[keep])).astype(np.int32),
-        label=take(prefs.label),
-        weight=take(prefs.weight),
-        group=take(prefs.group),
-        num_users=num_users,
-        ids=ids,
-    )
-
-
-def split_users(
-    num_users: int, *, share: float = 0.2, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """A random `share` of the users is unseen: (seen int[·], unseen int[·]), sorted.
-
-    Raises:
-      ValueError: `share` is not in [0, 1], or leaves no seen user.
-    """
-    _checks.host_floats([share], 1, "share", 0.0, 1.0)
-    unseen = round(share * num_users)
-    if unseen >= num_users:
-        raise ValueError(f"share={share} of {num_users} users leaves no seen user")
-    shuffled = np.random.default_rng(seed).permutation(num_users)
-    return np.sort(shuffled[unseen:]), np.sort(shuffled[:unseen])
-
-
-def hold_out(prefs: Preferences, *, share: float = 0.3, seed: int = 0) -> HeldOut:
-    """Splits pairs so that no judgement stands on both sides.
-
-    With `prefs.group`, whole groups are held out. Without, each user's rows are:
-    both rows of a pair fall on one side, pairs with one row on either side are
-    dropped and counted. A pair whose rows the user has in no other is held out as
-    one, as often as the others of those that are kept: s² / (s² + (1 − s)²).
-
-    Args:
-      prefs: N pairs.
-      share: s, probability that a group (or a user's row) is held out.
-      seed: of the draw, which does not depend on the order of pairs.
-
-    Returns:
-      `HeldOut`.
-
-    Raises:
-      ValueError: `share` is not in [0, 1].
-    """
-    _checks.host_floats([share], 1, "share", 0.0, 1.0)
-    rng = np.random.default_rng(seed)
-    if prefs.group is not None:
-        group = np.asarray(prefs.group)
-        side = (rng.random(group.max(initial=-1) + 1) < share)[group]
-        sides = [side]
-    else:
-        user = np.asarray(prefs.user, np.int64)
-        columns = [prefs.chosen, prefs.rejected]
-        rows = [np.asarray(c, np.int64) for c in columns if c is not None]
-        judgements = np.stack(rows) + user * prefs.features.shape[0]
-        place = np.unique(judgements, return_inverse=True)[1].reshape(len(rows), -1)
-        times = np.bincount(place.ravel())
-        draw = rng.random(len(times))[place]
-        sides = draw < share
-        if len(rows) == 2:
-            alone = (times[place] == 1).all(0)
-            kept = share**2 / (share**2 + (1 - share) ** 2)
-            sides = np.where(alone, draw[0] < kept, sides)
-    heldout = np.logical_and.reduce(sides)
-    training = ~np.logical_or.reduce(sides)
-    return HeldOut(
-        take_pairs(prefs, training),
-        take_pairs(prefs, heldout),
-        int(prefs.num_pairs - training.sum() - heldout.sum()),
-    )
 
 
 def take_shots(prefs: Preferences, shots: int | None, *, seed: int = 0) -> Preferences:
@@ -273,11 +137,15 @@ def split_votes(
     item_ids: Any = None,
     unseen: float = 0.2,
     heldout: float = 0.3,
+    holdout: Literal["judgements", "items"] = "judgements",
     max_training: int = 40,
     max_heldout: int = 20,
     seed: int = 0,
 ) -> FourWay:
     """Seen and unseen voters × training and held-out votes; no vote on two sides.
+
+    "judgements" holds out votes on items that others' training votes are on. "items"
+    holds out items with all their votes: every held-out pair compares new items.
 
     Args:
       features: float[M, D], one row per item.
@@ -288,7 +156,8 @@ def split_votes(
       user_ids: str[num_users] or None.
       item_ids: str[M] or None.
       unseen: share of the voters that training never sees.
-      heldout: share of the votes, of seen and unseen alike, that only test.
+      heldout: share of the votes (or items), of seen and unseen alike, that only test.
+      holdout: "judgements" or "items".
       max_training: training pairs per voter, at most.
       max_heldout: held-out pairs per voter, at most.
       seed: of all draws.
@@ -305,7 +174,14 @@ def split_votes(
     groups = split_users(num_users, share=unseen, seed=seeds[0])
     if not len(groups[1]):
         raise ValueError(f"unseen={unseen} of {num_users} users leaves no unseen user")
-    tested = np.random.default_rng(seeds[1]).random(len(user)) < heldout
+    if holdout not in ("judgements", "items"):
+        raise ValueError(f"holdout must be 'judgements' or 'items', got {holdout!r}")
+    item = _checks.host_indices(item, len(features), "item", f"M is {len(features)}")
+    draw = np.random.default_rng(seeds[1])
+    if holdout == "judgements":
+        tested = draw.random(len(user)) < heldout
+    else:
+        tested = (draw.random(len(features)) < heldout)[item]
     parts = []
     for side, limit, part_seed in (
         (~tested, max_training, seeds[2]),

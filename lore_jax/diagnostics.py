@@ -1,12 +1,19 @@
 """What a fit learned: rank in use, collapse, shares, convergence; and one plot."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from lore_jax.floor import project_rows
 from lore_jax.results import Fitted
+from lore_jax.types import Preferences
 
 _COLLAPSED = 0.02
+_COMPARED = 500  # responses and users that starts are compared on, at most
+_ENUMERATED = 6
 
 
 def report(fitted: Fitted) -> dict[str, Any]:
@@ -31,14 +38,21 @@ def report(fitted: Fitted) -> dict[str, Any]:
         NaN without steps.
       - "last_slope": norm of the slope in V at the end over its largest one so far;
         NaN without steps.
-      - "validation": float[C], macro log-loss on held-out judgements of the chosen
+      - "validation": float[C], mean over hold-outs of the macro log-loss of the chosen
         candidate, trained without them; empty where nothing was held out.
       - "validation_steps": int[C], after how many steps.
-      - "best_step": of these, the one with the least loss, where the fit stopped; None
-        without any.
+      - "best_step": of these, the one with the least loss; None without any. The fit
+        goes on to the last unless this one is better by two standard errors.
       - "over_fitted": by how much the last validation loss is above the least; NaN
         without any.
       - "selection": the candidates that validation compared.
+      - "heldout": a dict per hold-out, see `History`.
+      - "agreement": how much trainings from different starts agree with the one that
+        was kept, of at most 1: "rewards", the mean over users of the correlation of
+        their rewards over responses; "weights", the correlation of users' weights;
+        "basis", the mean cosine of columns that are matched one to one. NaN with one
+        start. Rewards usually agree better than weights: interpret directions only
+        where "basis" and "weights" are close to 1.
     """
     basis = np.asarray(fitted.basis, np.float64)
     weights = np.asarray(fitted.weights, np.float64)
@@ -75,7 +89,70 @@ def report(fitted: Fitted) -> dict[str, Any]:
         "best_step": int(steps[curve.argmin()]) if curve.size else None,
         "over_fitted": float(curve[-1] - curve.min()) if curve.size else np.nan,
         "selection": fitted.history.selection,
+        "heldout": fitted.history.heldout,
+        "agreement": fitted.history.starts
+        or dict.fromkeys(("rewards", "weights", "basis"), np.nan),
     }
+
+
+def compare_starts(
+    prefs: Preferences, bases: Sequence, weights: Sequence, at: int
+) -> dict[str, float] | None:
+    """Agreement of start `at` with the others, as in `report`; None with one start."""
+    others = [i for i in range(len(bases)) if i != at]
+    if not others:
+        return None
+    rank = bases[at].shape[1]
+    proj = project_rows(prefs.features, jnp.concatenate(bases, axis=1))
+    proj = np.asarray(proj, np.float64)[:: -(-len(proj) // _COMPARED)]
+    proj = np.split(proj - proj.mean(0), len(bases), axis=1)
+    users = slice(None, None, -(-len(weights[at]) // _COMPARED))
+    rewards = [z @ np.asarray(w, np.float64)[users].T for z, w in zip(proj, weights)]
+    found = []
+    for i in others:
+        cosines = _cosines(bases[at], bases[i])
+        match = match_columns(cosines)
+        first, second = np.asarray(weights[at]), np.asarray(weights[i])[:, match]
+        found.append(
+            (
+                _correlation(rewards[at], rewards[i]),
+                _correlation(*((w - w.mean(0)).reshape(-1, 1) for w in (first, second)))
+                if rank > 1
+                else np.nan,
+                cosines[np.arange(rank), match].mean(),
+            )
+        )
+    values = np.mean(found, axis=0)
+    return dict(zip(("rewards", "weights", "basis"), map(float, values), strict=True))
+
+
+def match_columns(similarity: np.ndarray) -> np.ndarray:
+    """int[K], a column for each row of float[K, K], one to one.
+
+    The greatest sum up to K = 6, above that the greatest entry first.
+    """
+    rank = len(similarity)
+    if rank <= _ENUMERATED:
+        orders = np.array(list(itertools.permutations(range(rank))))
+        return orders[similarity[np.arange(rank), orders].sum(1).argmax()]
+    left, match = similarity.copy(), np.zeros(rank, int)
+    for _ in range(rank):
+        row, column = np.unravel_index(left.argmax(), left.shape)
+        match[row] = column
+        left[row], left[:, column] = -np.inf, -np.inf
+    return match
+
+
+def _cosines(first, second) -> np.ndarray:
+    first, second = (np.asarray(x, np.float64) for x in (first, second))
+    norms = np.outer(*(np.linalg.norm(x, axis=0) for x in (first, second)))
+    return first.T @ second / np.where(norms > 0, norms, 1)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean over columns of the correlation of centred columns."""
+    norms = np.linalg.norm(first, axis=0) * np.linalg.norm(second, axis=0)
+    return float(((first * second).sum(0) / np.where(norms > 0, norms, np.nan)).mean())
 
 
 def plot(fitted: Fitted) -> Any:

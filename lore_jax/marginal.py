@@ -2,9 +2,9 @@
 
     minimise_θ,π  −Σ_u log Σ_a π_a (Π_n σ(z_n · atom_a / T))^η_u + λ/2 ‖θ‖²
 
-with V = W θ, W whitening the feature table where that is affordable. A step is a W
-step, the posterior over atoms (the users' weights are integrated out, so they cannot
-over-fit), an EM update of π, and a V step, one Adam step given that posterior.
+with V a linear map of θ (`coordinates`). A step is a W step, the posterior over atoms
+(the users' weights are integrated out, so they cannot over-fit), an EM update of π, and
+a V step, one Adam step given that posterior.
 """
 
 import functools
@@ -21,12 +21,11 @@ from jax import lax
 from lore_jax import descent
 from lore_jax.backend import apart, sized
 from lore_jax.buckets import Bucket, count_users, make_buckets
+from lore_jax.coordinates import Coordinates, basis_of, slope_of
 from lore_jax.interior import fold
 from lore_jax.prior import likelihood_power
 from lore_jax.results import Metrics
 from lore_jax.types import FeatureSource, Preferences
-from lore_jax.whitening import basis_of, slope_of
-from lore_jax.whitening import whiten as whiten
 
 _WARM_UP = 0.05
 _EXACT = lax.Precision.HIGHEST
@@ -38,7 +37,7 @@ class Problem(struct.PyTreeNode):
 
     Attributes:
       features: float[M, D], or None where a source is read in blocks.
-      whitening: float[D, R], V = whitening · θ; or float[], a scale.
+      coordinates: how V follows from θ.
       buckets: all users with a pair.
       num_chunks: int32[] of each bucket, how many of its chunks hold users.
       num_users: float[], how many those are.
@@ -49,7 +48,7 @@ class Problem(struct.PyTreeNode):
     """
 
     features: jax.Array | None
-    whitening: jax.Array
+    coordinates: Coordinates
     buckets: tuple[Bucket, ...]
     num_chunks: tuple[jax.Array, ...]
     num_users: jax.Array
@@ -98,7 +97,7 @@ def make_problem(
     prefs: Preferences,
     atoms: jax.Array,
     base: jax.Array,
-    whitening: jax.Array,
+    coordinates: Coordinates,
     room: np.ndarray | None = None,
 ) -> Problem:
     """Lays the pairs out for `run`.
@@ -107,7 +106,7 @@ def make_problem(
       prefs: the pairs.
       atoms: float[A, K].
       base: float[A], π before any user.
-      whitening: from `whiten`.
+      coordinates: how V follows from θ.
       room: int[U], at least `prefs.counts`: problems with the same room have the same
         shapes, so one compiled program serves every validation split of a data set.
     """
@@ -117,7 +116,7 @@ def make_problem(
     buckets, num_chunks = make_buckets(prefs, len(atoms), atoms.dtype, room)
     return Problem(
         features=None if source else jnp.asarray(prefs.features),
-        whitening=whitening,
+        coordinates=coordinates,
         buckets=buckets,
         num_chunks=num_chunks,
         num_users=jnp.asarray(count_users(prefs), atoms.dtype),
@@ -130,9 +129,7 @@ def make_problem(
 
 def init(key: jax.Array, problem: Problem, spread: float, optimiser) -> TrainState:
     """A random start: θ normal with standard deviation `spread`, π at its base."""
-    scaled = problem.whitening.ndim == 0
-    size = problem.num_features if scaled else problem.whitening.shape[1]
-    shape = (size, problem.atoms.shape[1])
+    shape = (problem.coordinates.size, problem.atoms.shape[1])
     theta = spread * jax.random.normal(key, shape, problem.atoms.dtype)
     return init_from(theta, problem, optimiser)
 
@@ -177,7 +174,7 @@ def make_recipe(optimiser) -> descent.Recipe:
 
 
 def _basis(state: TrainState, data: Data) -> jax.Array:
-    return basis_of(state.theta, data.problem.whitening)
+    return basis_of(state.theta, data.problem.coordinates)
 
 
 def _floor(proj, state: TrainState, data: Data):
@@ -244,7 +241,7 @@ def _add(table, places, values):
 def _update(optimiser, slope, between, state: TrainState, data: Data):
     problem, settings = data
     log_marginal, log_weights = between
-    g_theta = slope_of(slope, problem.whitening) + settings.ridge * state.theta
+    g_theta = slope_of(slope, problem.coordinates) + settings.ridge * state.theta
     updates, opt_state = optimiser.update(g_theta, state.opt_state, state.theta)
     change = jnp.exp(log_weights) - jnp.exp(state.log_weights)
     metrics = Metrics(

@@ -21,7 +21,7 @@ from lore_jax.results import Metrics, Progress
 from lore_jax.types import FeatureSource, Preferences
 
 FORMAT = "lore_jax.progress"
-VERSION = 2
+VERSION = 3
 _SNAPSHOTS = 10
 _ROWS = 1024
 
@@ -30,9 +30,10 @@ class Run:
     """What one fit has done so far.
 
     Attributes:
-      rows: one dict per candidate that was compared, in order; chosen is what was
-        the best until then.
-      best: snapshots of the best of them, as in `Progress`.
+      rows: one dict per candidate and hold-out that was trained on, in order.
+      losses: float[U] for each of them.
+      best: snapshots of those that are kept, as in `Progress`.
+      choice: what the search chose, as in `Progress`.
       finished: what came of the trainings on all pairs, as in `Progress`.
       recorded: whether somebody is called back, or a record is gone on from.
     """
@@ -56,11 +57,18 @@ class Run:
                 f"{resume.fingerprint}, that of these arguments {fingerprint}"
             )
         self.rows: list[dict] = [] if resume is None else [dict(r) for r in resume.rows]
+        self.losses: list = [] if resume is None else [*resume.losses]
         self.best: tuple = () if resume is None else resume.best
+        self.choice: dict = {} if resume is None else resume.choice
         self.finished: tuple = () if resume is None else resume.finished
         self._resume, self._fingerprint = resume, fingerprint
         self._on_progress, self._every = on_progress, every
         self.recorded = on_progress is not None or resume is not None
+
+    def kept(self) -> list[tuple[dict, int]]:
+        """(row, its place among those whose snapshots are in `best`)."""
+        rows = [row for row in self.rows if row.get("kept")]
+        return [(row, i) for i, row in enumerate(rows)]
 
     def train(
         self,
@@ -115,6 +123,8 @@ class Run:
                         metrics=jax.tree.map(np.array, metrics),
                         trail=trail,
                         best=self.best,
+                        losses=tuple(self.losses),
+                        choice=self.choice,
                         finished=self.finished,
                         name=name,
                         rows=tuple(dict(row) for row in self.rows),
@@ -187,11 +197,14 @@ def fingerprint(prefs: Preferences, key, *settings) -> str:
     return digest.hexdigest()
 
 
+_FIELDS = ("state", "trail", "best", "losses", "finished", "metrics")
+
+
 def to_arrays(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(arrays, metadata) that a file holds."""
     arrays = {
         f"{field}.{i}": np.asarray(x, order="C")
-        for field in ("state", "trail", "best", "finished", "metrics")
+        for field in _FIELDS
         for i, x in enumerate(getattr(progress, field))
     }
     return arrays, {
@@ -199,6 +212,7 @@ def to_arrays(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]
         "version": str(VERSION),
         "name": progress.name,
         "rows": json.dumps(progress.rows),
+        "choice": json.dumps(progress.choice),
         "fingerprint": progress.fingerprint,
     }
 
@@ -209,8 +223,7 @@ def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Prog
     Raises:
       ValueError: something is missing, or lengths disagree.
     """
-    names = ("state", "trail", "best", "finished", "metrics")
-    fields: dict[str, list] = {name: [] for name in names}
+    fields: dict[str, list] = {name: [] for name in _FIELDS}
     for field, values in fields.items():
         while (name := f"{field}.{len(values)}") in arrays:
             values.append(arrays[name])
@@ -221,25 +234,33 @@ def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Prog
         raise ValueError(f"metrics must be {count} arrays float[n]")
     if metrics[0].ndim != 1 or any(x.dtype.kind != "f" for x in metrics):
         raise ValueError(f"metrics must be {count} arrays float[n]")
-    for name in ("trail", "best"):
-        if len(fields[name]) not in (0, 2) or len({len(x) for x in fields[name]}) > 1:
-            raise ValueError(f"{name} must be two arrays with one entry per snapshot")
+    if len(fields["trail"]) not in (0, 2) or len(set(map(len, fields["trail"]))) > 1:
+        raise ValueError("trail must be two arrays with one entry per snapshot")
     if len(fields["finished"]) not in (0, 3 + count):
         raise ValueError(f"finished must be {3 + count} arrays")
     try:
         rows = tuple(json.loads(metadata["rows"]))
+        choice = json.loads(metadata["choice"])
         name, mark = metadata["name"], metadata["fingerprint"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"metadata: {error!r}") from error
     losses = [row.get("log_loss") for row in rows if isinstance(row, dict)]
     if len(losses) < len(rows) or not all(isinstance(x, float) for x in losses):
         raise ValueError("rows must be objects with a log_loss each")
-    if rows and rows[0].get("chosen") is not True:
-        raise ValueError("the first of the rows must be chosen")
+    if len(rows) != len(fields["losses"]):
+        raise ValueError(
+            f"losses must be {len(rows)} arrays float[U], one for each row"
+        )
+    kept = sum(row.get("kept") is True for row in rows)
+    if len(fields["best"]) != 2 * kept:
+        raise ValueError(
+            f"best must be {2 * kept} arrays, two for each row that is kept"
+        )
     return Progress(
         metrics=Metrics(*metrics),
         name=name,
         rows=rows,
+        choice=choice,
         fingerprint=mark,
         **{field: tuple(values) for field, values in fields.items()},
     )

@@ -68,10 +68,15 @@ class History(NamedTuple):
       basis_norm: float[S].
       selection: one dict per candidate that validation compared, the chosen one
         marked; empty where nothing was selected.
-      validation: float[C], macro log-loss on the held-out judgements of the chosen
+      validation: float[C], mean over hold-outs of the macro log-loss of the chosen
         candidate, trained without them, at the first κ and δ of the grids; empty where
         nothing was held out.
       validation_steps: int[C], after how many steps.
+      heldout: one dict per hold-out: "holdout" ("judgements" or "items"), "log_loss" of
+        the chosen candidate, "global_log_loss" of one direction for all users tuned on
+        the same hold-outs, "gain", their difference, and its "standard_error".
+      starts: how much trainings from different starts agree, a dict as in
+        `diagnostics.report`; empty with one start.
     """
 
     loss: Any
@@ -80,6 +85,8 @@ class History(NamedTuple):
     selection: tuple = ()
     validation: Any = np.zeros(0, np.float32)
     validation_steps: Any = np.zeros(0, np.int32)
+    heldout: tuple = ()
+    starts: Any = None
 
 
 class Progress(struct.PyTreeNode):
@@ -92,12 +99,13 @@ class Progress(struct.PyTreeNode):
       metrics: of its steps so far, float[n] each.
       trail: (θ float[S, R, K], log π float[S, A]) of the running candidate after each
         tenth of its steps; () where nothing is compared.
-      best: the same of the candidate that is chosen so far.
-      finished: (objective float[i], θ, log π, *metrics) after i trainings on all pairs,
-        the arrays of the best of them; () before.
+      best: the same of those `rows` that are marked as kept, one after another.
+      losses: users' held-out log-loss float[U] of each of the `rows`.
+      finished: (objective float[i], θ, log π, *metrics) of i trainings on all pairs,
+        each stacked; () before.
       name: which training is running.
-      rows: one dict per candidate that was compared; those are marked as chosen that
-        were better than all before.
+      rows: one dict per candidate and hold-out that was trained on.
+      choice: what the search chose, once it has; {} before.
       fingerprint: of data, rank, key, config, init and anchor.
     """
 
@@ -105,9 +113,11 @@ class Progress(struct.PyTreeNode):
     metrics: Metrics
     trail: tuple = ()
     best: tuple = ()
+    losses: tuple = ()
     finished: tuple = ()
     name: str = struct.field(pytree_node=False, default="")
     rows: tuple = struct.field(pytree_node=False, default=())
+    choice: dict = struct.field(pytree_node=False, default_factory=dict)
     fingerprint: str = struct.field(pytree_node=False, default="")
 
     @property

@@ -1,152 +1,226 @@
-"""The default recipe: every setting on held-out judgements, then all pairs."""
+"""The default recipe: every setting on hold-outs, then a training on all pairs."""
 
 import functools
-import threading
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax import marginal
 from lore_jax.adapt import adapt
-from lore_jax.backend import on_threads
 from lore_jax.buckets import count_users
 from lore_jax.config import TrainConfig
-from lore_jax.evaluate import macro_mean
+from lore_jax.diagnostics import compare_starts
 from lore_jax.progress import Run, stride
 from lore_jax.results import Fitted, History, Metrics
-from lore_jax.selection import (
+from lore_jax.selection import choose_refinement, with_settings
+from lore_jax.splits import without_unused_rows
+from lore_jax.trainer import Trainer
+from lore_jax.types import FeatureSource, Preferences, RewardParams
+from lore_jax.validation import (
     Validation,
-    choose_refinement,
+    better,
     choose_stop,
-    make_atoms,
-    make_prior,
-    make_validation,
-    refined_like,
+    make_holdouts,
+    mean_losses,
+    relative,
     rows_of,
-    surely_better,
 )
-from lore_jax.starts import make_start
-from lore_jax.types import FeatureSource, Preferences, Prior, RewardParams
-from lore_jax.whitening import basis_of, theta_of, whiten
+
+SETTINGS = ("rank", "smoothing", "ridge", "tempering")
 
 
-class Trainer:
-    """Trains candidates on one set of pairs, from a table in memory or a source."""
+class Search:
+    """Losses of candidates on the hold-outs, each trained once; fills `run`."""
 
-    def __init__(self, prefs: Preferences, keys, config: TrainConfig, init, run: Run):
-        """Measures the coordinates; `prefs` are all pairs, `keys` two of them."""
-        self.key_atoms, self.key_start = keys
-        dtype = jnp.promote_types(prefs.features.dtype, jnp.float32)
-        self.dtype = jax.dtypes.canonicalize_dtype(dtype)
-        self.whitening = whiten(prefs, self.dtype)
-        self.room = np.asarray(prefs.counts)
-        self.from_source = isinstance(prefs.features, FeatureSource)
-        # A record holds one training at a time, memory one block of a source.
-        self.at_once = not (run.recorded or self.from_source)
-        self.config, self.init, self.run = config, init, run
-        self.optimiser = marginal.make_optimiser(config.learning_rate, config.num_steps)
-        self.recipe = marginal.make_recipe(self.optimiser)
-        self.problems: dict = {}
-        self.starts: dict = {}
-        self.preparing = threading.Lock()
+    def __init__(self, train: Trainer, holdouts: dict[str, Validation], run: Run):
+        """Takes losses that a record brings; nothing is trained yet."""
+        self.train, self.holdouts, self.run = train, holdouts, run
+        self.scales = np.ones(len(holdouts))
+        self.line: dict = {}
+        self.known = {_key(row): x for row, x in zip(run.rows, run.losses)}
+        self.trails: dict[tuple, tuple] = {}
+        for row, i in run.kept():
+            self.trails[_key(row)] = run.best[2 * i], run.best[2 * i + 1]
 
-    def __call__(
-        self,
-        name: str,
-        prefs: Preferences,
-        candidate: dict,
-        *,
-        start: int = 0,
-        num_steps: int | None = None,
-        snapshots=False,
-    ) -> tuple[marginal.TrainState, Metrics, tuple]:
-        """(state, metrics, snapshots of (θ, log π)); `name` says which pairs."""
-        config, rank = self.config, candidate["rank"]
-        with self.preparing:  # What candidates share is made once.
-            problem = self.problems.get((name, rank))
-            if problem is None:
-                problem = self.problem(prefs, rank)
-                self.problems[name, rank] = problem
-            if (place := (name, rank, start)) not in self.starts:
-                self.starts[place] = np.asarray(self.start(prefs, rank, start))
-        theta = jnp.array(self.starts[place])  # A copy: the state is donated.
-        steps = config.num_steps
-        numbers = *(candidate[n] for n in ("ridge", "tempering")), config.temperature
-        numbers = (jnp.asarray(x, self.dtype) for x in (*numbers, 1.0, steps / 2))
-        source = prefs.features if self.from_source else None
-        return self.run.train(
-            f"{name} {candidate} {start}",
-            marginal.init_from(theta, problem, self.optimiser),
-            marginal.Data(problem, marginal.Settings(*numbers)),
-            recipe=self.recipe,
-            num_steps=steps if num_steps is None else num_steps,
-            source=source,
-            keep=_snapshot if snapshots else None,
-            pace=stride(steps),
-        )
+    def losses(self, candidates: Sequence[dict]) -> list[np.ndarray]:
+        """Users' losses float[H, U] of every candidate; several are trained at once."""
+        wanted = [(name, x) for x in candidates for name in self.holdouts]
+        new = [(n, x) for n, x in wanted if (n, *x.values()) not in self.known]
+        tasks: list[Callable] = [functools.partial(self._trail, *x) for x in new]
+        if len(new) > 1 and self.train.at_once and not self.known:
+            # A second training would wait while the first compiles the steps of both.
+            tasks.insert(1, functools.partial(self._compile, *new[0]))
+        trails = self.train.each(lambda task: task(), tasks)
+        for (name, x), trail in zip(new, (t for t in trails if t is not None)):
+            last = [array[-1:] for array in trail]
+            (loss,) = self._curve(name, x, last)
+            self.known[name, *x.values()] = loss
+            self.trails[name, *x.values()] = trail
+            self.run.rows.append({"holdout": name, **x, **_loss(loss)})
+            self.run.losses.append(loss)
+            self._record()
+        return [
+            np.stack([self.known[name, *x.values()] for name in self.holdouts])
+            for x in candidates
+        ]
 
-    def each(self, function: Callable, items: Iterable) -> Iterable:
-        """`function` of every item, in order; several at once where that may be."""
-        return on_threads(function, items) if self.at_once else map(function, items)
+    def scales_of(self, candidate: dict) -> np.ndarray:
+        """float[H], the log-loss of the global model on each hold-out.
 
-    def problem(self, prefs: Preferences, rank: int) -> marginal.Problem:
-        """What the steps of every candidate of this rank read."""
-        atoms = make_atoms(self.key_atoms, rank, self.config.num_atoms, self.dtype)
-        base = jnp.full(len(atoms), 1 / len(atoms), self.dtype)
-        return marginal.make_problem(prefs, atoms, base, self.whitening, self.room)
+        On items that is the tuned one. On judgements it has the ε and λ of the
+        candidate: what both lose there alike is what the items are tuned for.
+        """
+        scales = self.scales.copy()
+        if candidate["rank"] > 1 and len(scales) > 1:
+            line = {**self.line, "smoothing": candidate["smoothing"]}
+            line["ridge"] = candidate["ridge"]
+            scales[0] = mean_losses(self.losses([line])[0])[0]
+        return np.where(scales > 0, scales, 1.0)
 
-    def start(self, prefs: Preferences, rank: int, number: int) -> jax.Array:
-        """θ before the first step; starts have numbers, and all but 0 are random."""
-        if self.init is not None:
-            return theta_of(jnp.asarray(self.init.basis, self.dtype), self.whitening)
-        kind = "random" if number else self.config.start
-        key = self.key_start
-        key = jax.random.fold_in(key, number) if number else key
-        return make_start(key, kind, prefs, self.whitening, rank)
+    def score(self, candidate: dict) -> float:
+        """Mean over hold-outs of its loss over that of the global model."""
+        return relative(self.losses([candidate])[0], self.scales_of(candidate))
 
-    def result(self, theta, log_weights, candidate: dict) -> tuple[jax.Array, Prior]:
-        """(V, the prior with the first κ and δ) of a trained candidate."""
-        prior = self.prior(log_weights, candidate)
-        return basis_of(jnp.asarray(theta), self.whitening), prior
+    def better(self, candidate: dict, than: dict) -> bool:
+        """Whether it is better by two standard errors."""
+        both = candidate, than
+        losses = zip(self.losses(both), map(self.scales_of, both))
+        ratios = (x / scales[:, None] for x, scales in losses)
+        return better(*ratios, guarded=candidate["rank"] > 1)
 
-    def prior(self, log_weights, candidate: dict) -> Prior:
-        """What `result` says of users; `log_weights` may be one for all atoms."""
-        config, rank = self.config, candidate["rank"]
-        atoms = make_atoms(self.key_atoms, rank, config.num_atoms, self.dtype)
-        log_weights = jnp.broadcast_to(jnp.asarray(log_weights), len(atoms))
-        tempering, temperature = candidate["tempering"], config.temperature
-        kappa, decay = config.concentrations[0], config.decays[0]
-        return make_prior(atoms, log_weights, tempering, kappa, temperature, decay)
+    def curves(self, candidate: dict) -> list[np.ndarray]:
+        """Users' losses float[S, U] on each hold-out after each tenth of the steps."""
+        return [
+            self._curve(name, candidate, self._trail(name, candidate))
+            for name in self.holdouts
+        ]
+
+    def results(self, candidate: dict, stop: int) -> list[tuple]:
+        """(V, prior) of its training for each hold-out, at a snapshot."""
+        return [
+            self.train.result(name, *(x[stop] for x in trail), candidate)
+            for name in self.holdouts
+            for trail in [self._trail(name, candidate)]
+        ]
+
+    def report(self, candidate: dict, losses: Sequence[np.ndarray]) -> list[dict]:
+        """Its losses float[U] on each hold-out beside those of the global model."""
+        rows = []
+        baseline = self.losses([self.line])[0] if candidate["rank"] > 1 else losses
+        for name, own, other in zip(self.holdouts, losses, baseline, strict=True):
+            gain = (other - own)[np.isfinite(other - own)]
+            error = gain.std(ddof=1) / gain.size**0.5 if gain.size > 1 else np.inf
+            loss, reference = mean_losses(np.stack([own, other]))
+            rows.append(
+                {
+                    "holdout": name,
+                    "log_loss": float(loss),
+                    "global_log_loss": float(reference),
+                    "gain": float(gain.mean()) if gain.size else 0.0,
+                    "standard_error": float(error),
+                }
+            )
+        return rows
+
+    def keep(self, *candidates: dict) -> None:
+        """Forgets the snapshots of all other candidates."""
+        keys = {(name, *x.values()) for x in candidates for name in self.holdouts}
+        self.trails = {key: x for key, x in self.trails.items() if key in keys}
+        self._record()
+
+    def _trail(self, name: str, candidate: dict) -> tuple:
+        trail = self.trails.get((name, *candidate.values()))
+        if trail is None:
+            pairs = self.holdouts[name].training
+            trail = self.train(name, pairs, candidate, snapshots=True)[2]
+        return trail
+
+    def _curve(self, name: str, candidate: dict, trail) -> np.ndarray:
+        results = [self.train.result(name, *x, candidate) for x in zip(*trail)]
+        return self.holdouts[name].curve(*zip(*results, strict=True))
+
+    def _compile(self, name: str, candidate: dict) -> None:
+        split = self.holdouts[name]
+        basis = jnp.zeros((split.training.num_features, candidate["rank"]))
+        split.loss(basis.astype(self.train.dtype), [self.train.prior(0.0, candidate)])
+
+    def _record(self) -> None:
+        keys = [_key(row) for row in self.run.rows]
+        kept = [key for key in keys if key in self.trails]
+        for row, key in zip(self.run.rows, keys):
+            row["kept"] = key in self.trails
+        self.run.best = tuple(x for key in kept for x in self.trails[key])
 
 
-def _snapshot(state: marginal.TrainState) -> tuple:
-    return state.theta, state.log_weights
+def _key(row: dict) -> tuple:
+    return row["holdout"], *(row[name] for name in SETTINGS)
 
 
-def select(try_out, ranks: tuple[int, ...], config: TrainConfig) -> dict:
-    """The candidate to train, found one setting at a time.
+def _loss(losses: np.ndarray) -> dict:
+    return {"log_loss": float(mean_losses(losses[None])[0]), "chosen": False}
 
-    All ranks at the first λ and γ, all γ at the best of them, all λ at the best of
-    those, and the ranks again there.
 
-    Args:
-      try_out: (candidates {"rank", "ridge", "tempering"}, whether they must be surely
-        better than the first of them) → the best of all until then.
-      ranks: candidate K.
-      config: its grids are used.
+def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
+    """The best value of one setting; `start`'s, unless by two standard errors.
+
+    Tries the neighbours of `start`'s value in the sorted grid, and goes on in a
+    direction while the loss falls.
     """
-    grids = dict(rank=ranks, ridge=config.ridges, tempering=config.temperings)
-    grids = {name: list(dict.fromkeys(values)) for name, values in grids.items()}
-    best = {name: values[0] for name, values in grids.items()}
-    for name in ("rank", "tempering", "ridge", "rank"):
-        if name == "tempering" and best["rank"] == 1:
-            continue  # One atom: γ would only scale the likelihood.
-        if len(grids[name]) > 1:
-            candidates = [{**best, name: value} for value in grids[name]]
-            best = try_out(candidates, name != "rank")
-    return try_out([best], True)  # Where no grid has two values, nothing was tried yet.
+    values = sorted(set(grid))
+    at = values.index(start[name])
+    candidates = [{**start, name: value} for value in values]
+    search.losses(
+        [start, *candidates[max(at - 1, 0) : at], *candidates[at + 1 : at + 2]]
+    )
+    best = start
+    for step in (-1, 1):
+        place, last = at + step, search.score(start)
+        while 0 <= place < len(values) and search.score(candidates[place]) < last:
+            last = search.score(candidates[place])
+            best = min(best, candidates[place], key=search.score)
+            place += step
+    best = best if search.better(best, start) else start
+    search.keep(best)
+    return best
+
+
+def tune(search: Search, start: dict, config: TrainConfig) -> dict:
+    """The best of the candidates of one rank, one setting after another."""
+    best = start
+    grids = {"smoothing": config.smoothings, "ridge": config.ridges}
+    if start["rank"] > 1:  # With one atom γ only scales the likelihood.
+        grids["tempering"] = config.temperings
+    for name, grid in grids.items():
+        best = walk(search, best, name, grid)
+    return best
+
+
+def select(search: Search, ranks: tuple[int, ...], config: TrainConfig) -> dict:
+    """The candidate to train, and the global model's losses in `search.scales`.
+
+    The global Bradley–Terry model is tuned first. Then the ranks are compared at the
+    first of all settings, the settings are tuned at the best of them, and the ranks
+    are compared once more. Of ranks the least loss is taken.
+    """
+    first = {
+        "smoothing": config.smoothings[0],
+        "ridge": config.ridges[0],
+        "tempering": config.temperings[0],
+    }
+    line = tune(search, {"rank": 1, **first}, config)
+    search.line = line
+    search.scales = mean_losses(search.losses([line])[0])
+    others = [{"rank": rank, **first} for rank in dict.fromkeys(ranks) if rank > 1]
+    if not others:
+        return line
+    search.losses(others)
+    best = tune(search, min(others, key=search.score), config)
+    others = [{**best, "rank": x["rank"]} for x in others]
+    search.losses(others)
+    candidates = [best, *others, *([line] if 1 in ranks else [])]
+    return min(candidates, key=search.score)
 
 
 def fit_marginal(
@@ -159,42 +233,37 @@ def fit_marginal(
 ) -> Fitted:
     """`fit` by the default recipe; a rank, or the best of several."""
     key_atoms, key_start, key_split = jax.random.split(key, 3)
+    prefs = without_unused_rows(prefs)
     if not isinstance(prefs.features, FeatureSource):  # One copy for all candidates.
         prefs = prefs.replace(features=jnp.asarray(prefs.features))
     train = Trainer(prefs, (key_atoms, key_start), config, init, run)
-    validation = make_validation(prefs, key_split, config.validation_share)
-    best = dict(rank=ranks[0], ridge=config.ridges[0], tempering=config.temperings[0])
-    chosen, more, curve = None, [], []
-    num_steps = config.num_steps
-    if validation.training.num_pairs and validation.heldout.num_pairs:
-        best, (thetas, log_weights) = _search(train, validation, ranks, config, run)
-        results = [train.result(*x, best) for x in zip(thetas, log_weights)]
-        losses = validation.curve(*zip(*results, strict=True))
-        counts = (stride(num_steps) * np.arange(1, len(losses) + 1)).clip(max=num_steps)
-        curve, at = [macro_mean(x) for x in losses], choose_stop(losses)
-        stops = rows_of([{"num_steps": int(n)} for n in counts], curve)
-        stops[at]["chosen"] = True
-        num_steps = stops[at]["num_steps"]
-        chosen, rows = choose_refinement(validation, *results[at], config)
-        more = [*stops, *rows]
-    theta, log_weights, metrics = _train_on_all(train, prefs, best, num_steps, run)
-    basis, prior = train.result(theta, log_weights, best)
-    rows_chosen = [{**x, "chosen": best.items() <= x.items()} for x in run.rows]
-    if chosen is None:
-        chosen, _ = choose_refinement(None, basis, prior, config)
-    prior = refined_like(prior, chosen)
-    adapted = adapt(basis, prefs, prior=prior)
+    if not run.choice:
+        share = config.validation_share
+        holdouts = make_holdouts(prefs, key_split, share, config.holdout)
+        run.choice = _choose(train, holdouts, ranks, config, run)
+    choice = run.choice
+    best = choice["candidate"]
+    thetas, log_weights, metrics = _train_on_all(train, prefs, best, choice, run)
+    results = [train.result("all", *x, best) for x in zip(thetas, log_weights)]
+    results = [(v, with_settings(prior, choice["settings"])) for v, prior in results]
+    at = int(run.finished[0].argmin())
+    weights = [np.asarray(adapt(v, prefs, prior=prior).weights) for v, prior in results]
+    adapted = adapt(results[at][0], prefs, prior=results[at][1])
+    curve = [row["log_loss"] for row in choice["rows"] if "num_steps" in row]
+    steps = [row["num_steps"] for row in choice["rows"] if "num_steps" in row]
+    heldout = tuple(choice["heldout"])
+    _warn_unless_it_helps(heldout)
     return Fitted(
-        params=RewardParams(basis=basis, logits=jnp.asarray(adapted.logits)),
+        params=RewardParams(basis=results[at][0], logits=jnp.asarray(adapted.logits)),
         weights=jnp.asarray(adapted.weights),
-        prior=prior,
+        prior=results[at][1],
         history=History(
-            metrics.loss,
-            metrics.weights_norm,
-            metrics.basis_norm,
-            (*rows_chosen, *more),
+            *(x[at] for x in metrics),
+            (*_candidates(run.rows, best), *choice["rows"]),
             np.array(curve, np.float32),
-            np.array([row["num_steps"] for row in more[: len(curve)]], np.int32),
+            np.array(steps, np.int32),
+            heldout,
+            compare_starts(prefs, [v for v, _ in results], weights, at),
         ),
         temperature=config.temperature,
         config=config,
@@ -202,97 +271,90 @@ def fit_marginal(
     )
 
 
-def _train_on_all(
-    train: Trainer, prefs: Preferences, best: dict, num_steps: int, run: Run
-) -> tuple[jax.Array, jax.Array, Metrics]:
-    """(θ, log π, metrics) of the start with the least objective.
+def _choose(train: Trainer, holdouts, ranks, config: TrainConfig, run: Run) -> dict:
+    """Everything that hold-outs decide, in plain numbers that a record can hold."""
+    first = {
+        "rank": ranks[0],
+        "smoothing": config.smoothings[0],
+        "ridge": config.ridges[0],
+        "tempering": config.temperings[0],
+    }
+    if not holdouts:
+        settings, rows = choose_refinement((), (), np.ones(0), config)
+        found = {"candidate": first, "num_steps": config.num_steps}
+        return {**found, "settings": settings, "rows": rows, "heldout": []}
+    search = Search(train, holdouts, run)
+    best = select(search, ranks, config)
+    curves = search.curves(best)
+    counts = stride(config.num_steps) * np.arange(1, len(curves[0]) + 1)
+    counts = counts.clip(max=config.num_steps)
+    scales = search.scales_of(best)
+    at = choose_stop(curves, scales)
+    steps = [{"num_steps": int(n)} for n in counts]
+    stops = rows_of(steps, np.stack(curves, 1), scales)
+    stops[at]["chosen"] = True
+    splits = list(holdouts.values())
+    settings, rows = choose_refinement(
+        splits, search.results(best, at), scales, config
+    )
+    train.problems.clear()
+    return {
+        "candidate": best,
+        "num_steps": int(counts[at]),
+        "settings": settings,
+        "rows": [*stops, *rows],
+        "heldout": search.report(best, [curve[at] for curve in curves]),
+    }
 
-    From some starts two true directions end in one column; the objective says so.
+
+def _candidates(rows: Sequence[dict], best: dict) -> list[dict]:
+    """A row per candidate out of those per candidate and hold-out."""
+    found: dict[tuple, dict] = {}
+    for row in rows:
+        candidate = {name: row[name] for name in SETTINGS}
+        one = found.setdefault(tuple(candidate.values()), {**candidate, "losses": []})
+        one["losses"].append(row["log_loss"])
+        one[row["holdout"]] = row["log_loss"]
+    for one in found.values():
+        one["log_loss"] = float(np.mean(one.pop("losses")))
+        one["chosen"] = best.items() <= one.items()
+    return list(found.values())
+
+
+def _warn_unless_it_helps(heldout: Sequence[dict]) -> None:
+    worse = [x for x in heldout if x["gain"] < -2 * x["standard_error"]]
+    if worse:
+        said = ", ".join(
+            f"on held-out {x['holdout']} log-loss is {x['log_loss']:.3f} and that of "
+            f"one direction for all {x['global_log_loss']:.3f}"
+            for x in worse
+        )
+        warnings.warn(f"personalisation does not help: {said}", stacklevel=4)
+
+
+def _train_on_all(
+    train: Trainer, prefs: Preferences, best: dict, choice: dict, run: Run
+) -> tuple[np.ndarray, np.ndarray, Metrics]:
+    """(θ float[S, R, K], log π float[S, A], metrics float[S, steps]) of all starts.
+
+    From some starts two true directions end in one column. The objective, which
+    `run.finished` begins with, says so.
     """
     first = len(run.finished[0]) if run.finished else 0
     starts = range(first, 1 if train.init is not None else train.config.num_starts)
 
     def from_start(number):
-        return train("all", prefs, best, start=number, num_steps=num_steps)
+        steps = choice["num_steps"]
+        return train("all", prefs, best, start=number, num_steps=steps)
 
     for state, metrics, _ in train.each(from_start, starts):
         users = count_users(prefs)
         penalty = best["ridge"] / 2 * float(jnp.sum(state.theta**2))
         value = users * float(np.sum(metrics.loss[-1:])) + penalty
-        value = np.nan_to_num(value, nan=np.inf)
-        before, kept = np.zeros(0), (state.theta, state.log_weights, *metrics)
-        if run.finished:
-            before = run.finished[0]
-            kept = kept if value < before.min() else run.finished[1:]
-        run.finished = (np.append(before, value), *map(np.asarray, kept))
+        new = np.nan_to_num(value, nan=np.inf), state.theta, state.log_weights, *metrics
+        new = [np.asarray(x)[None] for x in new]
+        run.finished = tuple(
+            np.concatenate(x)
+            for x in (zip(run.finished, new) if run.finished else zip(new))
+        )
     return run.finished[1], run.finished[2], Metrics._make(run.finished[3:])
-
-
-def _search(
-    train: Trainer, validation: Validation, ranks, config, run: Run
-) -> tuple[dict, tuple]:
-    """(the chosen candidate, snapshots of its training); fills `run`."""
-    known: dict = {}  # (snapshots, losses of users) of what this process trained
-
-    def train_one(candidate):
-        return train("search", validation.training, candidate, snapshots=True)[2]
-
-    def keep(candidate, trail):
-        basis, prior = train.result(trail[0][-1], trail[1][-1], candidate)
-        losses = validation.curve([basis], [prior])[0]
-        known[tuple(candidate.values())] = trail, losses
-        return losses
-
-    def known_of(candidate):
-        key = tuple(candidate.values())
-        if key not in known:  # A record holds no more than the best.
-            keep(candidate, train_one(candidate))
-        return known[key]
-
-    def compile_losses(candidate):
-        shape = validation.training.num_features, candidate["rank"]
-        prior = train.prior(0.0, candidate)
-        validation.loss(jnp.zeros(shape, train.dtype), [prior])
-
-    def best_of(rows):
-        row = [row for row in rows if row["chosen"]][-1]
-        return {name: row[name] for name in ("rank", "ridge", "tempering")}
-
-    def tried(candidate):
-        rows = enumerate(run.rows)
-        return next((i for i, row in rows if candidate.items() <= row.items()), -1)
-
-    def try_out(candidates, surely):
-        new = [candidate for candidate in candidates if tried(candidate) < 0]
-        tasks: list[Callable] = [functools.partial(train_one, x) for x in new]
-        if new and train.at_once and not run.rows:
-            # A second training would wait while the first compiles the steps of both.
-            tasks.insert(1, functools.partial(compile_losses, new[0]))
-        least, start = np.inf, np.zeros(0)
-        if new and run.rows:
-            least = run.rows[tried(best_of(run.rows))]["log_loss"]
-            start = known_of(candidates[0])[1] if surely else start
-        trails = (x for x in train.each(lambda task: task(), tasks) if x is not None)
-        for candidate, trail in zip(new, trails):
-            losses = keep(candidate, trail)
-            loss = macro_mean(losses)
-            better = not run.rows or loss < np.nan_to_num(least, nan=np.inf)
-            if better and surely and run.rows:
-                better = surely_better(losses, start)
-            start = start if start.size else losses
-            if better:
-                run.best, least = trail, loss
-            run.rows.append({**candidate, "log_loss": loss, "chosen": bool(better)})
-        # Of a record that goes on, the rows behind these are not to be seen here.
-        return best_of(run.rows[: 1 + max(map(tried, candidates))])
-
-    if run.rows:
-        keep(best_of(run.rows), run.best)
-    best = select(try_out, ranks, config)
-    for rank in sorted(set(ranks)):
-        simpler = {**best, "rank": min(rank, best["rank"])}
-        if not surely_better(known_of(best)[1], known_of(simpler)[1]):
-            best = simpler
-            break
-    train.problems.clear()
-    return best, known_of(best)[0]

@@ -1,25 +1,19 @@
-"""Chooses settings and learns the prior over users, by grouped validation.
+"""Learns the prior over users, and chooses its settings on hold-outs.
 
-Pairs of one user share responses: whatever is chosen here is chosen on judgements
-that were held out whole (`data.hold_out`), never on random pairs.
+Pairs of one user share responses: whatever is chosen here is chosen on judgements or
+items that were held out whole (`validation`), never on random pairs.
 """
 
 import functools
 import math
-import warnings
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax.adapt import adapt
-from lore_jax.backend import on_threads
 from lore_jax.config import TrainConfig
-from lore_jax.data import hold_out, take_shots
-from lore_jax.evaluate import log_loss, macro_mean
-from lore_jax.floor import chunk_reader, chunks, on_floor, project_rows
+from lore_jax.floor import chunk_reader, chunks, on_floor
 from lore_jax.predict import SHOTS, spread_losses
 from lore_jax.prior import (
     learn_log_weights,
@@ -28,112 +22,13 @@ from lore_jax.prior import (
     spread_atoms,
 )
 from lore_jax.types import Preferences, Prior
-
-
-class Validation(NamedTuple):
-    """A grouped split of training pairs.
-
-    Attributes:
-      training: what candidates learn from.
-      heldout: what they are compared on.
-    """
-
-    training: Preferences
-    heldout: Preferences
-
-    def loss(
-        self,
-        basis: jax.Array,
-        priors: Iterable[Prior],
-        shots: tuple[int | None, ...] = (None,),
-    ) -> list[float]:
-        """Macro log-loss on held-out pairs, one per prior; the table is read once.
-
-        Users show `shots` of their pairs, None for all; several numbers count alike.
-        """
-        proj = project_rows(self.training.features, basis)
-        shown = [self._replace(training=take_shots(self.training, n)) for n in shots]
-
-        def mean_loss(prior):
-            return float(np.mean([macro_mean(x._losses(proj, prior)) for x in shown]))
-
-        return on_threads(mean_loss, priors)
-
-    def curve(self, bases: Sequence[jax.Array], priors: Sequence[Prior]) -> np.ndarray:
-        """Log-loss of every user, float[S, U], of S bases with a prior each.
-
-        The table is read once.
-        """
-        joined = project_rows(self.training.features, jnp.concatenate(bases, axis=1))
-        ends = np.cumsum([basis.shape[1] for basis in bases])[:-1]
-        parts = zip(np.split(np.asarray(joined), ends, axis=1), priors, strict=True)
-        return np.stack(on_threads(lambda part: self._losses(*part), parts))
-
-    def _losses(self, proj, prior: Prior) -> np.ndarray:
-        eye = jnp.eye(proj.shape[1], dtype=proj.dtype)
-        weights = adapt(eye, self.training.replace(features=proj), prior=prior).weights
-        heldout = self.heldout.replace(features=proj)
-        return np.asarray(log_loss(eye, weights, heldout, prior.temperature))
-
-
-def make_validation(prefs: Preferences, key: jax.Array, share: float) -> Validation:
-    """`data.hold_out` from a key; warns where too few pairs remain to compare on.
-
-    Where both rows of a pair must fall on one side, of the rows such a share s is held
-    out that s² / (s² + (1 − s)²) = `share`.
-    """
-    if prefs.group is None and prefs.rejected is not None:
-        share = share**0.5 / (share**0.5 + (1 - share) ** 0.5)
-    seed = int(jax.random.randint(key, (), 0, np.iinfo(np.int32).max))
-    held = hold_out(prefs, share=share, seed=seed)
-    if not held.training.num_pairs or not held.heldout.num_pairs:
-        warnings.warn(
-            f"too few pairs to validate on: {held.training.num_pairs} to learn from "
-            f"and {held.heldout.num_pairs} held out of {prefs.num_pairs}; the first "
-            "candidate is used unselected",
-            stacklevel=3,
-        )
-    return Validation(held.training, held.heldout)
-
-
-def choose(rows: list[dict]) -> dict:
-    """Marks and returns the row with the least loss; the first where none has one."""
-    best = min(rows, key=lambda row: np.nan_to_num(row["log_loss"], nan=np.inf))
-    best["chosen"] = True
-    return best
-
-
-def surely_better(losses: np.ndarray, than: np.ndarray) -> bool:
-    """Whether users' losses float[U] are less by two standard errors of the difference.
-
-    What is merely less on few held-out judgements is as often the worse choice on
-    judgements held out once more. Users are paired, NaN is no judgement; where `than`
-    has none at all, any loss is better.
-    """
-    if not np.isfinite(than).any():
-        return bool(np.isfinite(losses).any())
-    gain = than - losses
-    gain = gain[np.isfinite(gain)]
-    if gain.size < 2:
-        return False
-    return bool(gain.mean() > 2 * gain.std(ddof=1) / gain.size**0.5)
-
-
-def choose_stop(losses: np.ndarray) -> int:
-    """The row of losses float[S, U] to stop at: the last finite, or one surely better.
-
-    That is the best on average, if it is; else the dips of a noisy curve would end
-    training.
-    """
-    rows = np.flatnonzero(np.isfinite(losses).any(1))
-    if not rows.size:
-        return len(losses) - 1
-    known = losses[rows]
-    known = known[:, np.isfinite(known).all(0)]
-    if known.shape[1] < 2:
-        return int(rows[-1])
-    best = int(known.mean(1).argmin())
-    return int(rows[best if surely_better(known[best], known[-1]) else -1])
+from lore_jax.validation import (
+    Validation,
+    better,
+    choose,
+    make_holdouts,
+    rows_of,
+)
 
 
 def make_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:
@@ -166,65 +61,73 @@ def make_prior(
 
 
 def choose_refinement(
-    validation: Validation | None, basis: jax.Array, prior: Prior, config: TrainConfig
-) -> tuple[Prior, list[dict]]:
-    """κ with δ, then ρ with s, by grouped validation: (prior, a row per candidate).
+    holdouts: Sequence[Validation],
+    results: Sequence[tuple[jax.Array, Prior]],
+    scales: np.ndarray,
+    config: TrainConfig,
+) -> tuple[dict, list[dict]]:
+    """κ, then δ, then ρ with s, on the hold-outs: (settings, a row per candidate).
 
     Few and many pairs count alike (`SHOTS`): what is right for users with many pairs
-    may be wrong for new ones. Of ρ and s the first are kept unless others are surely
-    better. Without a validation the first of each grid is taken.
+    may be wrong for new ones. Of ρ and s the first are kept unless others are better by
+    two standard errors. Without hold-outs, and at rank 1, the first of each grid is
+    taken.
+
+    Args:
+      holdouts: H splits.
+      results: (V, prior) of a training on each split.
+      scales: float[H], see `validation.relative`.
+      config: its grids are used.
     """
-    kappas, decays = config.concentrations, config.decays
-    pulls = [
-        {"concentration": kappa, "decay": decay}
-        for decay in decays
-        for kappa in kappas
-        if math.isfinite(kappa) or decay == decays[0]  # κ = ∞ has no δ.
-    ]
-    spreads = [
-        {"spread": rho, "margin_scale": scale}
-        for scale in config.margin_scales
-        for rho in config.spreads
-    ]
-    prior = _with(prior, pulls[0] | spreads[0])
+    first = {
+        "concentration": config.concentrations[0],
+        "decay": config.decays[0],
+        "spread": config.spreads[0],
+        "margin_scale": config.margin_scales[0],
+    }
     rows: list[dict] = []
-    if validation is None or prior.atoms.shape[1] == 1:
-        return prior, rows
-    if len(pulls) > 1:
-        losses = validation.loss(basis, [_with(prior, x) for x in pulls], SHOTS)
-        rows += rows_of(pulls, losses)
-        prior = _with(prior, pulls[rows.index(choose(rows))])
-    if len(spreads) > 1:
-        pairs = [(x["spread"], x["margin_scale"]) for x in spreads]
-        losses = spread_losses(basis, *validation, prior, pairs)
-        tried = rows_of(spreads, [macro_mean(x) for x in losses])
-        best = int(np.argmin(np.nan_to_num([x["log_loss"] for x in tried], nan=np.inf)))
-        best = best if surely_better(losses[best], losses[0]) else 0
-        tried[best]["chosen"] = True
-        prior = _with(prior, spreads[best])
+    if not holdouts or results[0][1].atoms.shape[1] == 1:
+        return first, rows
+    chosen = dict(first)
+    for name, grid in (
+        ("concentration", config.concentrations),
+        ("decay", config.decays),
+    ):
+        if len(grid) == 1 or (name == "decay" and math.isinf(chosen["concentration"])):
+            continue  # κ = ∞ has no δ.
+        settings = [{**chosen, name: value} for value in grid]
+        losses = [
+            split.loss(basis, [with_settings(prior, x) for x in settings], SHOTS)
+            for split, (basis, prior) in zip(holdouts, results, strict=True)
+        ]
+        tried = [{k: x[k] for k in ("concentration", "decay")} for x in settings]
+        tried = rows_of(tried, np.stack(losses, axis=1), scales)
+        chosen = settings[choose(tried)]
         rows += tried
-    return prior, rows
+    pairs = [(rho, scale) for scale in config.margin_scales for rho in config.spreads]
+    if len(pairs) > 1:
+        losses = [
+            spread_losses(basis, *split, with_settings(prior, chosen), pairs)
+            for split, (basis, prior) in zip(holdouts, results, strict=True)
+        ]
+        losses = np.stack(losses, axis=1)
+        tried = [{"spread": rho, "margin_scale": s} for rho, s in pairs]
+        tried = rows_of(tried, losses, scales)
+        best = int(np.argmin([row["relative"] for row in tried]))
+        losses = losses / scales[:, None]
+        best = best if better(losses[best], losses[0]) else 0
+        tried[best]["chosen"] = True
+        chosen["spread"], chosen["margin_scale"] = pairs[best]
+        rows += tried
+    return chosen, rows
 
 
-def rows_of(candidates: Sequence[dict], losses: Sequence[float]) -> list[dict]:
-    """What `choose` marks one of, and `History.selection` holds."""
-    return [
-        {**candidate, "log_loss": loss, "chosen": False}
-        for candidate, loss in zip(candidates, losses, strict=True)
-    ]
-
-
-def _with(prior: Prior, settings: dict) -> Prior:
+def with_settings(prior: Prior, settings: dict) -> Prior:
+    """The prior with other numbers, in its own dtype."""
     dtype = prior.atoms.dtype
     return prior.replace(
         **{name: jnp.asarray(x, dtype) for name, x in settings.items()}
     )
-
-
-def refined_like(prior: Prior, chosen: Prior) -> Prior:
-    """`prior` with the κ, δ, ρ and s of `chosen`."""
-    names = "concentration", "decay", "spread", "margin_scale"
-    return prior.replace(**{name: getattr(chosen, name) for name in names})
 
 
 def learn_prior(
@@ -255,25 +158,29 @@ def learn_prior(
     uniform = np.full(len(atoms), -np.log(len(atoms)))
     if rank == 1:
         return make_prior(atoms, uniform, 0, np.inf, temperature), ()
-    # Little is learned from the rest, so that more can be held out.
+    # Little is learned from the rest, so that more can be held out. V has seen every
+    # item, so that none can be held out from it.
     share = min(2 * config.validation_share, 0.5)
-    validation = make_validation(prefs, key_split, share)
+    unit = "judgements" if config.holdout == "both" else config.holdout
+    found = make_holdouts(prefs, key_split, share, unit)
 
     def learn(part, tempering):
         table = _tempered_table(part, atoms, temperature, tempering)
         log_weights = learn_log_weights(table)
         return make_prior(atoms, log_weights, tempering, np.inf, temperature)
 
-    if not (validation.training.num_pairs and validation.heldout.num_pairs):
-        prior = learn(prefs, config.temperings[0])
-        return choose_refinement(None, eye, prior, config)[0], ()
+    if not found:
+        settings, _ = choose_refinement((), (), np.ones(0), config)
+        return with_settings(learn(prefs, config.temperings[0]), settings), ()
+    (validation,) = found.values()
     priors = [learn(validation.training, g) for g in config.temperings]
-    losses = validation.loss(eye, priors)
-    rows = rows_of([{"tempering": g} for g in config.temperings], losses)
-    best = rows.index(choose(rows))
-    chosen, more = choose_refinement(validation, eye, priors[best], config)
+    losses = validation.loss(eye, priors)[:, None]
+    rows = rows_of([{"tempering": g} for g in config.temperings], losses, np.ones(1))
+    best = choose(rows)
+    results = [(eye, priors[best])]
+    settings, more = choose_refinement([validation], results, np.ones(1), config)
     final = learn(prefs, config.temperings[best])
-    return refined_like(final, chosen), (*rows, *more)
+    return with_settings(final, settings), (*rows, *more)
 
 
 def _tempered_table(prefs, atoms, temperature, tempering) -> jax.Array:

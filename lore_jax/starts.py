@@ -4,17 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lore_jax.coordinates import Coordinates, basis_of, slope_of
 from lore_jax.floor import back_project_rows, project_rows
 from lore_jax.losses import pair_coefficients
 from lore_jax.types import Preferences
-from lore_jax.whitening import basis_of, slope_of
 
 _SPREAD = 0.3  # standard deviation of a typical pair's margin
 _ROUNDS = 6
 
 
 def make_start(
-    key: jax.Array, kind: str, prefs: Preferences, whitening: jax.Array, rank: int
+    key: jax.Array,
+    kind: str,
+    prefs: Preferences,
+    coordinates: Coordinates,
+    rank: int,
 ) -> jax.Array:
     """θ, float[R, K].
 
@@ -27,37 +31,38 @@ def make_start(
       key: consumed.
       kind: "random" or "svd".
       prefs: the training pairs; read by "svd" only, 13 times.
-      whitening: from `whiten`.
+      coordinates: how V follows from θ.
       rank: K.
     """
-    size = whitening.shape[1] if whitening.ndim else prefs.num_features
-    normal = jax.random.normal(key, (size, rank), whitening.dtype)
+    size, dtype = coordinates.size, coordinates.gains.dtype
+    normal = jax.random.normal(key, (size, rank), dtype)
     num_users = (np.asarray(prefs.counts) > 0).sum()
     if kind == "random" or min(size, num_users) < rank:
         return _SPREAD * normal
-    directions = singular_directions(normal, prefs, whitening)
+    directions = singular_directions(normal, prefs, coordinates)
     corners = np.eye(rank) - 1 / rank
     if rank > 1:  # In the K − 1 dimensions that the simplex spans.
         corners = corners / np.linalg.norm(corners[0])
         corners = corners @ np.linalg.svd(corners)[2].T
     mixing = np.concatenate([np.ones((rank, 1)), corners[:, : rank - 1]], axis=1)
-    return jnp.asarray(_SPREAD * size**0.5 * directions @ mixing.T, whitening.dtype)
+    return jnp.asarray(_SPREAD * size**0.5 * directions @ mixing.T, dtype)
 
 
 def singular_directions(
-    start: jax.Array, prefs: Preferences, whitening: jax.Array
+    start: jax.Array, prefs: Preferences, coordinates: Coordinates
 ) -> np.ndarray:
     """Top right singular directions of users' mean differences: float[R, K].
 
     By subspace iteration on S = Z W, Z the mean difference of each user, float[U, D],
-    which is never built: a round is one projection and one back-projection. The first
-    direction points where people choose.
+    and V = W θ. S is never built: a round is one projection and one back-projection.
+    The first direction points where people choose.
 
     Args:
       start: float[R, K], any independent columns.
       prefs: the pairs.
-      whitening: W.
+      coordinates: W.
     """
+    dtype = coordinates.gains.dtype
     chosen, user = np.asarray(prefs.chosen), np.asarray(prefs.user)
     rejected = None if prefs.rejected is None else np.asarray(prefs.rejected)
     share = np.asarray(pair_coefficients(prefs, "users"), np.float64)
@@ -66,7 +71,7 @@ def singular_directions(
     share = share[:, None]
 
     def means_of(directions):
-        basis = basis_of(jnp.asarray(directions, whitening.dtype), whitening)
+        basis = basis_of(jnp.asarray(directions, dtype), coordinates)
         proj = np.asarray(project_rows(prefs.features, basis), np.float64)
         z = proj[chosen] if rejected is None else proj[chosen] - proj[rejected]
         means = np.zeros((prefs.num_users, z.shape[1]))
@@ -80,8 +85,10 @@ def singular_directions(
         np.add.at(slopes, chosen, pushed)
         if rejected is not None:
             np.add.at(slopes, rejected, -pushed)
-        back = back_project_rows(prefs.features, slopes.astype(whitening.dtype))
-        directions = np.linalg.qr(np.asarray(slope_of(back, whitening), np.float64))[0]
+        back = back_project_rows(prefs.features, slopes.astype(dtype))
+        directions = np.linalg.qr(np.asarray(slope_of(back, coordinates), np.float64))[
+            0
+        ]
     means = means_of(directions)
     turned = np.linalg.svd(means, full_matrices=False)[2].T
     turned[:, 0] *= np.sign((means @ turned[:, 0]).sum()) or 1.0
