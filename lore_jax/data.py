@@ -176,12 +176,15 @@ def split_votes(
         raise ValueError(f"unseen={unseen} of {num_users} users leaves no unseen user")
     if holdout not in ("judgements", "items"):
         raise ValueError(f"holdout must be 'judgements' or 'items', got {holdout!r}")
-    item = _checks.host_indices(item, len(features), "item", f"M is {len(features)}")
+    num_rows = features.shape[0]
+    item = _checks.host_indices(
+        item, num_rows, "item", f"features has M={num_rows} rows"
+    )
     draw = np.random.default_rng(seeds[1])
     if holdout == "judgements":
         tested = draw.random(len(user)) < heldout
     else:
-        tested = (draw.random(len(features)) < heldout)[item]
+        tested = (draw.random(num_rows) < heldout)[item]
     parts = []
     for side, limit, part_seed in (
         (~tested, max_training, seeds[2]),

@@ -194,16 +194,25 @@ def damage_rows(arrays, metadata):
     metadata["rows"] = json.dumps([{"log_loss": "small"}])
 
 
-def damage_choice(arrays, metadata):
+def damage_losses(arrays, metadata):
     metadata["rows"] = json.dumps([{"log_loss": 0.5, "chosen": False}])
+
+
+def damage_kept(arrays, metadata):
+    metadata["rows"] = json.dumps([{"log_loss": 0.5, "kept": True}])
+    arrays["losses.0"] = np.zeros(9)
 
 
 def damage_fingerprint(arrays, metadata):
     del metadata["fingerprint"]
 
 
-def damage_trail(arrays, metadata):
+def damage_best(arrays, metadata):
     arrays["best.0"] = arrays["state.0"]
+
+
+def damage_trail(arrays, metadata):
+    arrays["trail.0"] = arrays["state.0"]
 
 
 @pytest.mark.parametrize(
@@ -212,9 +221,11 @@ def damage_trail(arrays, metadata):
         (damage_metrics, "metrics must be 3 arrays"),
         (damage_names, "expected numbered arrays"),
         (damage_rows, "rows must be objects with a log_loss"),
-        (damage_choice, "the first of the rows must be chosen"),
+        (damage_losses, "losses must be 1 arrays"),
+        (damage_kept, "best must be 2 arrays"),
+        (damage_best, "best must be 0 arrays"),
         (damage_fingerprint, "metadata: KeyError"),
-        (damage_trail, "best must be two arrays"),
+        (damage_trail, "trail must be two arrays"),
     ],
 )
 def test_a_damaged_file_is_refused(progress, tmp_path, damage, message):
