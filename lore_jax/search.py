@@ -100,8 +100,10 @@ class Search:
     def results(self, candidate: dict, stop: int) -> list[tuple]:
         """(V, prior) of its training for each hold-out, at a snapshot."""
         return [
-            self.train.result(name, *(x[stop] for x in trail), candidate)
-            for name in self.holdouts
+            self.train.result(
+                name, split.training, *(x[stop] for x in trail), candidate
+            )
+            for name, split in self.holdouts.items()
             for trail in [self._trail(name, candidate)]
         ]
 
@@ -138,8 +140,11 @@ class Search:
         return trail
 
     def _curve(self, name: str, candidate: dict, trail) -> np.ndarray:
-        results = [self.train.result(name, *x, candidate) for x in zip(*trail)]
-        return self.holdouts[name].curve(*zip(*results, strict=True))
+        split = self.holdouts[name]
+        results = [
+            self.train.result(name, split.training, *x, candidate) for x in zip(*trail)
+        ]
+        return split.curve(*zip(*results, strict=True))
 
     def _compile(self, name: str, candidate: dict) -> None:
         split = self.holdouts[name]
@@ -244,7 +249,8 @@ def fit_marginal(
     choice = run.choice
     best = choice["candidate"]
     thetas, log_weights, metrics = _train_on_all(train, prefs, best, choice, run)
-    results = [train.result("all", *x, best) for x in zip(thetas, log_weights)]
+    trained = zip(thetas, log_weights)
+    results = [train.result("all", prefs, *x, best) for x in trained]
     results = [(v, with_settings(prior, choice["settings"])) for v, prior in results]
     at = int(run.finished[0].argmin())
     weights = [np.asarray(adapt(v, prefs, prior=prior).weights) for v, prior in results]
@@ -294,9 +300,7 @@ def _choose(train: Trainer, holdouts, ranks, config: TrainConfig, run: Run) -> d
     stops = rows_of(steps, np.stack(curves, 1), scales)
     stops[at]["chosen"] = True
     splits = list(holdouts.values())
-    settings, rows = choose_refinement(
-        splits, search.results(best, at), scales, config
-    )
+    settings, rows = choose_refinement(splits, search.results(best, at), scales, config)
     train.problems.clear()
     return {
         "candidate": best,

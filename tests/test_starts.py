@@ -140,6 +140,6 @@ def test_candidates_are_compared_at_the_first_pull(prefs):
     train = trainer.Trainer(prefs, (KEY, KEY), config, None, Run())
     theta = train.start(prefs, train.coordinates_of("all", prefs, 1.0), 2, 0)
     candidate = {"rank": 2, "smoothing": 1.0, "ridge": 0.1, "tempering": 0.3}
-    _, prior = train.result("all", theta, np.zeros(66, np.float32), candidate)
+    _, prior = train.result("all", prefs, theta, np.zeros(66, np.float32), candidate)
     got = prior.concentration, prior.decay, prior.tempering
     np.testing.assert_allclose(got, (7.0, -0.25, 0.3))
