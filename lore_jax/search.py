@@ -92,6 +92,9 @@ class Search:
 
     def curves(self, candidate: dict) -> list[np.ndarray]:
         """Users' losses float[S, U] on each hold-out after each tenth of the steps."""
+        for name in self.holdouts:  # `results` asks for them again.
+            self.trails[name, *candidate.values()] = self._trail(name, candidate)
+        self._record()
         return [
             self._curve(name, candidate, self._trail(name, candidate))
             for name in self.holdouts

@@ -299,3 +299,31 @@ def test_snapshots_of_others_are_forgotten(monkeypatch):
     kept = [row["rank"] for row in made.run.rows if row["kept"]]
     assert kept == [3, 3]
     assert len(made.run.best) == 2 * 2
+
+
+def test_a_training_whose_snapshots_were_forgotten_is_done_once_more(monkeypatch):
+    """For the curve and the settings of the prior together, on each hold-out."""
+    trained = []
+
+    class Trains(Plain):
+        def __call__(self, name, prefs, candidate, **settings):
+            trained.append(name)
+            return None, None, (np.zeros((10, 1)), np.zeros((10, 1)))
+
+        def result(self, name, prefs, *snapshot):
+            return name, prefs
+
+    train = Trains(lambda name, x: 0.5)
+    monkeypatch.setattr(search.Search, "_curve", lambda self, *x: train.curve(*x))
+    pairs = validation.Validation(1, 2)
+    made = search.Search(train, {"judgements": pairs, "items": pairs}, search.Run())
+    rest = {"smoothing": 1.0, "ridge": 0.1, "tempering": 0.4}
+    first, second = ({"rank": k, **rest} for k in (2, 3))
+    made.losses([first, second])
+    made.keep(second)
+    trained.clear()
+    made.curves(first)
+    assert made.results(first, 4) == [("judgements", 1), ("items", 1)]
+    assert trained == ["judgements", "items"]
+    kept = [row["rank"] for row in made.run.rows if row["kept"]]
+    assert kept == [2, 2, 3, 3]
