@@ -82,7 +82,9 @@ class Trainer:
             problem = self.problems[name, rank].replace(coordinates=made)
             place = (name, rank, candidate["smoothing"], start)
             if place not in self.starts:
-                self.starts[place] = np.asarray(self.start(prefs, made, rank, start))
+                theta = self.start(prefs, made, rank, start)
+                theta = coordinates.in_span(theta, self.spectra[name])
+                self.starts[place] = np.asarray(theta)
         theta = jnp.array(self.starts[place])  # A copy: the state is donated.
         steps = config.num_steps
         numbers = candidate["ridge"], candidate["tempering"], config.temperature
