@@ -19,9 +19,11 @@ from lore_jax.splits import without_unused_rows
 from lore_jax.trainer import Trainer
 from lore_jax.types import FeatureSource, Preferences, RewardParams
 from lore_jax.validation import (
+    BASIS_LOSS,
     Validation,
     better,
     choose_stop,
+    keeps_judgements,
     make_holdouts,
     mean_losses,
     relative,
@@ -39,6 +41,7 @@ class Search:
         self.train, self.holdouts, self.run = train, holdouts, run
         self.scales = np.ones(len(holdouts))
         self.line: dict = {}
+        self.first = train.first
         self.known = {_key(row): x for row, x in zip(run.rows, run.losses)}
         self.trails: dict[tuple, tuple] = {}
         for row, i in run.kept():
@@ -83,12 +86,21 @@ class Search:
         """Mean over hold-outs of its loss over that of the global model."""
         return relative(self.losses([candidate])[0], self.scales_of(candidate))
 
+    def ratios(self, candidate: dict) -> np.ndarray:
+        """Users' losses over those of the global model, float[H, U]."""
+        return self.losses([candidate])[0] / self.scales_of(candidate)[:, None]
+
     def better(self, candidate: dict, than: dict) -> bool:
         """Whether it is better by two standard errors."""
-        both = candidate, than
-        losses = zip(self.losses(both), map(self.scales_of, both))
-        ratios = (x / scales[:, None] for x, scales in losses)
-        return better(*ratios, guarded=candidate["rank"] > 1)
+        return better(self.ratios(candidate), self.ratios(than))
+
+    def keeps_judgements(self, candidate: dict) -> bool:
+        """Whether personalisation pays on known items as it does at the first."""
+        if candidate["rank"] == 1:
+            return True
+        first = {**candidate, **self.first}
+        self.losses([candidate, first])
+        return keeps_judgements(self.ratios(candidate), self.ratios(first), BASIS_LOSS)
 
     def curves(self, candidate: dict) -> list[np.ndarray]:
         """Users' losses float[S, U] on each hold-out after each tenth of the steps."""
@@ -100,7 +112,7 @@ class Search:
     def results(self, candidate: dict, stop: int) -> list[tuple]:
         """(V, prior) of its training for each hold-out, at a snapshot."""
         return [
-            self.train.result(name, *(x[stop] for x in trail), candidate)
+            self.train.result(name, trail[0][stop], trail[1][stop], candidate)
             for name in self.holdouts
             for trail in [self._trail(name, candidate)]
         ]
@@ -138,7 +150,8 @@ class Search:
         return trail
 
     def _curve(self, name: str, candidate: dict, trail) -> np.ndarray:
-        results = [self.train.result(name, *x, candidate) for x in zip(*trail)]
+        pairs = zip(*trail, strict=True)
+        results = [self.train.result(name, v, pi, candidate) for v, pi in pairs]
         return self.holdouts[name].curve(*zip(*results, strict=True))
 
     def _compile(self, name: str, candidate: dict) -> None:
@@ -166,7 +179,8 @@ def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
     """The best value of one setting; `start`'s, unless by two standard errors.
 
     Tries the neighbours of `start`'s value in the sorted grid, and goes on in a
-    direction while the loss falls.
+    direction while the loss falls. A value that gives up too much on judgements of
+    known items is passed over.
     """
     values = sorted(set(grid))
     at = values.index(start[name])
@@ -179,7 +193,8 @@ def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
         place, last = at + step, search.score(start)
         while 0 <= place < len(values) and search.score(candidates[place]) < last:
             last = search.score(candidates[place])
-            best = min(best, candidates[place], key=search.score)
+            if search.keeps_judgements(candidates[place]):
+                best = min(best, candidates[place], key=search.score)
             place += step
     best = best if search.better(best, start) else start
     search.keep(best)
@@ -189,7 +204,7 @@ def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
 def tune(search: Search, start: dict, config: TrainConfig) -> dict:
     """The best of the candidates of one rank, one setting after another."""
     best = start
-    grids = {"smoothing": config.smoothings, "ridge": config.ridges}
+    grids = {"ridge": config.ridges, "smoothing": config.smoothings}
     if start["rank"] > 1:  # With one atom γ only scales the likelihood.
         grids["tempering"] = config.temperings
     for name, grid in grids.items():
@@ -204,11 +219,7 @@ def select(search: Search, ranks: tuple[int, ...], config: TrainConfig) -> dict:
     first of all settings, the settings are tuned at the best of them, and the ranks
     are compared once more. Of ranks the least loss is taken.
     """
-    first = {
-        "smoothing": config.smoothings[0],
-        "ridge": config.ridges[0],
-        "tempering": config.temperings[0],
-    }
+    first = search.first
     line = tune(search, {"rank": 1, **first}, config)
     search.line = line
     search.scales = mean_losses(search.losses([line])[0])
@@ -249,8 +260,7 @@ def fit_marginal(
     at = int(run.finished[0].argmin())
     weights = [np.asarray(adapt(v, prefs, prior=prior).weights) for v, prior in results]
     adapted = adapt(results[at][0], prefs, prior=results[at][1])
-    curve = [row["log_loss"] for row in choice["rows"] if "num_steps" in row]
-    steps = [row["num_steps"] for row in choice["rows"] if "num_steps" in row]
+    stops = [row for row in choice["rows"] if "num_steps" in row]
     heldout = tuple(choice["heldout"])
     _warn_unless_it_helps(heldout)
     return Fitted(
@@ -258,12 +268,14 @@ def fit_marginal(
         weights=jnp.asarray(adapted.weights),
         prior=results[at][1],
         history=History(
-            *(x[at] for x in metrics),
-            (*_candidates(run.rows, best), *choice["rows"]),
-            np.array(curve, np.float32),
-            np.array(steps, np.int32),
-            heldout,
-            compare_starts(prefs, [v for v, _ in results], weights, at),
+            loss=metrics.loss[at],
+            weights_norm=metrics.weights_norm[at],
+            basis_norm=metrics.basis_norm[at],
+            selection=(*_candidates(run.rows, best), *choice["rows"]),
+            validation=np.array([row["log_loss"] for row in stops], np.float32),
+            validation_steps=np.array([row["num_steps"] for row in stops], np.int32),
+            heldout=heldout,
+            starts=compare_starts(prefs, [v for v, _ in results], weights, at),
         ),
         temperature=config.temperature,
         config=config,
@@ -273,15 +285,12 @@ def fit_marginal(
 
 def _choose(train: Trainer, holdouts, ranks, config: TrainConfig, run: Run) -> dict:
     """Everything that hold-outs decide, in plain numbers that a record can hold."""
-    first = {
-        "rank": ranks[0],
-        "smoothing": config.smoothings[0],
-        "ridge": config.ridges[0],
-        "tempering": config.temperings[0],
-    }
     if not holdouts:
         settings, rows = choose_refinement((), (), np.ones(0), config)
-        found = {"candidate": first, "num_steps": config.num_steps}
+        found = {
+            "candidate": {"rank": ranks[0], **train.first},
+            "num_steps": config.num_steps,
+        }
         return {**found, "settings": settings, "rows": rows, "heldout": []}
     search = Search(train, holdouts, run)
     best = select(search, ranks, config)
@@ -294,9 +303,7 @@ def _choose(train: Trainer, holdouts, ranks, config: TrainConfig, run: Run) -> d
     stops = rows_of(steps, np.stack(curves, 1), scales)
     stops[at]["chosen"] = True
     splits = list(holdouts.values())
-    settings, rows = choose_refinement(
-        splits, search.results(best, at), scales, config
-    )
+    settings, rows = choose_refinement(splits, search.results(best, at), scales, config)
     train.problems.clear()
     return {
         "candidate": best,

@@ -101,8 +101,9 @@ def choose_refinement(
             for split, (basis, prior) in zip(holdouts, results, strict=True)
         ]
         tried = [{k: x[k] for k in ("concentration", "decay")} for x in settings]
-        tried = rows_of(tried, np.stack(losses, axis=1), scales)
-        chosen = settings[choose(tried)]
+        losses = np.stack(losses, axis=1)
+        tried = rows_of(tried, losses, scales)
+        chosen = settings[choose(tried, losses)]
         rows += tried
     pairs = [(rho, scale) for scale in config.margin_scales for rho in config.spreads]
     if len(pairs) > 1:
@@ -176,7 +177,7 @@ def learn_prior(
     priors = [learn(validation.training, g) for g in config.temperings]
     losses = validation.loss(eye, priors)[:, None]
     rows = rows_of([{"tempering": g} for g in config.temperings], losses, np.ones(1))
-    best = choose(rows)
+    best = choose(rows, losses)
     results = [(eye, priors[best])]
     settings, more = choose_refinement([validation], results, np.ones(1), config)
     final = learn(prefs, config.temperings[best])

@@ -21,8 +21,10 @@ from lore_jax.floor import project_rows
 from lore_jax.splits import canonical_rows, hold_out, items_of, shares_items
 from lore_jax.types import Preferences, Prior
 
-
-_LOSS = 0.005  # about 0.2 points of accuracy
+# Relative log-loss on judgements of known items that may be given up for new items:
+# by the basis, about 0.3 points of accuracy, and by any later setting.
+BASIS_LOSS = 0.015
+_LOSS = 0.003
 
 
 class Validation(NamedTuple):
@@ -136,20 +138,15 @@ def relative(losses: np.ndarray, scales: np.ndarray) -> float:
     return float(np.nan_to_num(np.mean(mean_losses(losses) / scales), nan=np.inf))
 
 
-def better(losses: np.ndarray, than: np.ndarray, guarded: bool = True) -> bool:
+def better(losses: np.ndarray, than: np.ndarray) -> bool:
     """Whether float[H, U] is less by two standard errors of the difference.
 
-    Both are losses over those of a global model. Where they are `guarded`, that on
-    judgements of known items, the first of two hold-outs, may not grow by `_LOSS`.
+    Both are losses over those of a global model.
 
     The least of several losses on few held-out pairs is often the worse choice on
     pairs held out once more. Users are paired. NaN is no pair.
     """
     gains, variances = [], []
-    if guarded and len(losses) > 1:
-        new, old = mean_losses(np.stack([losses[0], than[0]]))
-        if new > old * (1 + _LOSS):
-            return False
     for new, old in zip(losses, than, strict=True):
         gain = old - new
         gain = gain[np.isfinite(gain)]
@@ -162,6 +159,12 @@ def better(losses: np.ndarray, than: np.ndarray, guarded: bool = True) -> bool:
     return bool(sum(gains) > 2 * sum(variances) ** 0.5)
 
 
+def keeps_judgements(losses: np.ndarray, than: np.ndarray, give: float = _LOSS) -> bool:
+    """Whether judgements, the first of two hold-outs, lose no more than a share."""
+    new, old = mean_losses(np.stack([losses[0], than[0]]))
+    return len(losses) < 2 or not new > old * (1 + give)
+
+
 def choose_stop(curves: Sequence[np.ndarray], scales: np.ndarray) -> int:
     """The row of losses float[S, U] of each hold-out to stop at.
 
@@ -169,12 +172,13 @@ def choose_stop(curves: Sequence[np.ndarray], scales: np.ndarray) -> int:
     otherwise the dips of a noisy curve would end training.
     """
     rows = np.stack(curves, axis=1)
-    finite = np.flatnonzero(np.isfinite(rows).any(axis=2).all(axis=1))
+    finite = np.flatnonzero(np.isfinite(rows).any(-1).all(-1))
     if not finite.size:
         return len(rows) - 1
     best = min(finite, key=lambda s: relative(rows[s], scales))
     rows = rows / scales[:, None]
-    return int(best if better(rows[best], rows[finite[-1]]) else finite[-1])
+    both = rows[best], rows[finite[-1]]
+    return int(best if better(*both) and keeps_judgements(*both) else finite[-1])
 
 
 def rows_of(
@@ -192,8 +196,16 @@ def rows_of(
     ]
 
 
-def choose(rows: list[dict]) -> int:
-    """Marks the row with the least relative loss, the first of equals: its place."""
-    best = int(np.argmin([row["relative"] for row in rows]))
+def choose(rows: list[dict], losses: np.ndarray) -> int:
+    """Marks the row with the least relative loss, the first of equals: its place.
+
+    Of losses float[C, H, U] on two hold-outs, those on judgements must be within
+    `_LOSS` of the least.
+    """
+    values = np.array([row["relative"] for row in rows])
+    first = [np.nan_to_num(mean_losses(x)[0], nan=np.inf) for x in losses]
+    least = losses[int(np.argmin(first))]
+    kept = np.array([keeps_judgements(x, least) for x in losses])
+    best = int(np.where(kept | ~kept.any(), values, np.inf).argmin())
     rows[best]["chosen"] = True
     return best
