@@ -178,25 +178,24 @@ def _loss(losses: np.ndarray) -> dict:
 def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
     """The best value of one setting; `start`'s, unless by two standard errors.
 
-    Tries the neighbours of `start`'s value in the sorted grid, and goes on in a
-    direction while the loss falls. A value that gives up too much on judgements of
-    known items is passed over.
+    From `start`'s value in the sorted grid, goes on in a direction while the loss falls
+    and judgements of known items do not lose too much: first towards the second value
+    of the grid, and the other way where nothing was better there.
     """
     values = sorted(set(grid))
-    at = values.index(start[name])
-    candidates = [{**start, name: value} for value in values]
-    search.losses(
-        [start, *candidates[max(at - 1, 0) : at], *candidates[at + 1 : at + 2]]
-    )
-    best = start
-    for step in (-1, 1):
-        place, last = at + step, search.score(start)
-        while 0 <= place < len(values) and search.score(candidates[place]) < last:
-            last = search.score(candidates[place])
-            if search.keeps_judgements(candidates[place]):
-                best = min(best, candidates[place], key=search.score)
-            place += step
-    best = best if search.better(best, start) else start
+    at, best = values.index(start[name]), start
+    first = 1 if len(grid) < 2 or grid[1] > grid[0] else -1
+    for step in (first, -first):
+        place = at + step
+        while 0 <= place < len(values):
+            candidate = {**start, name: values[place]}
+            falls = search.score(candidate) < search.score(best)
+            if not falls or not search.keeps_judgements(candidate):
+                break
+            best, place = candidate, place + step
+        if best is not start:
+            break
+    best = best if best is start or search.better(best, start) else start
     search.keep(best)
     return best
 
