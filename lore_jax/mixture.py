@@ -34,7 +34,7 @@ from lore_jax.types import Prior, mixture_mean
 
 _EXACT = lax.Precision.HIGHEST
 _LARGEST = 1e15  # the square of a larger margin overflows in float32
-_MOST = 1e4  # a pair tells at most that a margin's deviation is 1 % of the prior's
+_MOST = 1e4  # most information of a pair: its margin's deviation is 1 % of the prior's
 
 
 class Mixture(NamedTuple):

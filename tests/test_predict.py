@@ -284,7 +284,7 @@ def test_integrating_is_better_calibrated(few_pairs):
 def test_many_pairs_leave_the_curvature_of_the_likelihood():
     """Where one atom is left, Σ is the inverse of the data's curvature at p."""
     rng = np.random.default_rng(3)
-    truth, z, _ = oracle.population(rng, 3.0, RANK, 4000, 2)
+    z = oracle.population(rng, 3.0, RANK, 4000, 2)[1]
     prior = make_prior(tempering=np.float32(0), concentration=np.float32(3))
     prior = prior.replace(temperature=1.0)
     prefs = lore.Preferences.from_ragged(list(z.astype(np.float32)))
