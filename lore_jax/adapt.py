@@ -66,7 +66,7 @@ def adapt(
       config: default `AdaptConfig()`.
       init: float[U, K], starting logits of "reference".
       spread: also return the posterior's standard deviation of every weight (see
-        `posterior` for covariances); the default method only.
+        `posterior` for its density and covariances); the default method only.
 
     Returns:
       `Adapted`; a user's result does not depend on the others' (except that the

@@ -33,10 +33,12 @@ class Posterior(NamedTuple):
     """Weights of users and how sure of them their pairs make us.
 
     Attributes:
-      weights: float[U, K] on the simplex, what `adapt` returns.
-      mean: float[U, K], posterior mean over the prior's atoms.
-      deviation: float[U, K], posterior standard deviation of each weight.
-      covariance: float[U, K, K], or None where it was not asked for.
+      weights: p, float[U, K] on the simplex, what `adapt` returns: the mean of the
+        density in `posterior`.
+      mean: p̄, float[U, K], tempered posterior mean over the prior's atoms, from which
+        `weights` are refined.
+      deviation: float[U, K], posterior standard deviation of each weight, at most 1/2.
+      covariance: Σ, float[U, K, K], or None where it was not asked for.
       user_ids: str[U] or None.
     """
 
@@ -56,6 +58,20 @@ def posterior(
 ) -> Posterior:
     """Posterior of every user's weights against a frozen basis.
 
+    The density reported, of a user's weights w, is
+
+        (1 − h²) Σ_a q_a δ(w − p − (a − p̃)) + h² N(w; p, (C⁺ + H)⁻¹),
+
+    with mean p (`weights`) and covariance Σ = (1 − h²) B + h² (C⁺ + H)⁻¹. Here
+    q_a ∝ π_a Π_n P(y_n | a) is the posterior over the prior's atoms, p̃ and B its mean
+    and covariance, C the prior's covariance, H = Σ_n s_n(1 − s_n) z_n z_nᵀ the
+    curvature of the pairs at p, and h² = min(1, 4 (Σ_a q_a²)^(2 / (K − 1))), or 0 at
+    κ = ∞, where the density is the posterior over the atoms alone.
+
+    A 90 % interval of a weight is p_k ± 1.645 `deviation`, of a margin
+    z · p ± 1.645 √(zᵀ Σ z). Pairs count as independent and in full: the tempering γ of
+    the prior moves p and does not widen Σ.
+
     `adapt(..., spread=True)` returns the weights and their deviation in one pass.
 
     Args:
@@ -65,7 +81,7 @@ def posterior(
       covariance: also return float[U, K, K].
 
     Returns:
-      `Posterior`; a user without pairs gets the prior's mean and spread.
+      `Posterior`; a user without pairs gets the prior's mean and covariance.
 
     Raises:
       ValueError: shapes disagree.
