@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lore_jax import _checks
+from lore_jax import _checks, _ids
 from lore_jax.adapt import adapt
 from lore_jax.data import take_shots, take_users
 from lore_jax.evaluate import user_means
@@ -275,7 +275,7 @@ def _match(prefs: Preferences, new_pairs: Preferences) -> np.ndarray:
             "by position"
         )
     if old is not None:
-        return _checks.host_users(new, None, old)[1]
+        return _ids.look_up(new, old, "new_pairs", "prefs")
     if prefs.num_users != new_pairs.num_users:
         raise ValueError(
             f"new_pairs must hold the users of prefs: {new_pairs.num_users} and "

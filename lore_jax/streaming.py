@@ -8,7 +8,7 @@ likelihood, which costs at most a fraction of a point against `adapt` on the pai
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lore_jax import _checks
+from lore_jax import _checks, _ids
 from lore_jax.floor import chunk_reader, chunks, project_rows
 from lore_jax.prior import check_prior
 from lore_jax.quadratic import pair_sums, refine
-from lore_jax.types import Preferences, Prior
+from lore_jax.types import Ids, Preferences, Prior
 
 FORMAT = "lore_jax.users"
 VERSION = 1
@@ -42,7 +42,7 @@ class UserStates(struct.PyTreeNode):
       num_pairs: float[U], Σ of pair weights.
       prior: under which the sums were taken.
       fingerprint: of the basis, "" before the first pair.
-      user_ids: str[U], or None where users are numbers.
+      ids: names of the users, or None where users are numbers.
     """
 
     table: Any
@@ -51,7 +51,12 @@ class UserStates(struct.PyTreeNode):
     num_pairs: Any
     prior: Prior
     fingerprint: str = struct.field(pytree_node=False, default="")
-    user_ids: Any = struct.field(pytree_node=False, default=None)
+    ids: Ids | None = struct.field(pytree_node=False, default=None)
+
+    @property
+    def user_ids(self) -> np.ndarray | None:
+        """str[U] or int[U], or None where users are numbers."""
+        return None if self.ids is None else self.ids.users
 
     @property
     def num_users(self) -> int:
@@ -66,27 +71,25 @@ def basis_fingerprint(basis: Any) -> str:
     return hashlib.sha256(text).hexdigest()[:32]
 
 
-def start_users(
-    prior: Prior, num_users: int, user_ids: Sequence[str] | None = None
-) -> UserStates:
+def start_users(prior: Prior, num_users: int, user_ids: Any = None) -> UserStates:
     """The state of users who have said nothing.
 
     Args:
       prior: what `fit` learned.
       num_users: U ≥ 1.
-      user_ids: U distinct names.
+      user_ids: U distinct names, strings or integers.
 
     Raises:
       ValueError: a shape is wrong, or a name stands twice.
       TypeError: `prior` is no `Prior`.
     """
     check_prior(prior, np.shape(getattr(prior, "atoms", np.zeros((1, 1))))[-1])
-    names, _, num_users = _checks.host_users(np.zeros(0, np.int32), num_users, user_ids)
+    names, _, num_users = _ids.users(np.zeros(0, np.int32), num_users, user_ids)
     prior = jax.tree.map(np.asarray, prior)
     atoms, rank = prior.atoms.shape
     sizes = ((atoms,), (rank,), (rank * (rank + 1) // 2,), ())
     sums = [np.zeros((num_users, *size), prior.atoms.dtype) for size in sizes]
-    return UserStates(*sums, prior=prior, user_ids=names)
+    return UserStates(*sums, prior=prior, ids=_named(names))
 
 
 def observe(state: UserStates, basis: jax.Array, prefs: Preferences) -> UserStates:
@@ -152,9 +155,10 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
             )
         place = np.arange(a.num_users)
     else:
+        _ids.check_same_kind(b.user_ids, names, "b", "a")
         fresh = b.user_ids[~np.isin(b.user_ids, names)]
         names = np.concatenate([names, fresh])
-        place = _checks.host_users(b.user_ids, None, names)[1]
+        place = _ids.look_up(b.user_ids, names, "b.user_ids", "a.user_ids")
     sums = {}
     for name in _SUMS:
         mine, other = getattr(a, name), getattr(b, name)
@@ -162,7 +166,7 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
         sums[name] = np.zeros((size, *mine.shape[1:]), mine.dtype)
         sums[name][: a.num_users] = mine
         sums[name][place] += other
-    return a.replace(**sums, fingerprint=mark, user_ids=names)
+    return a.replace(**sums, fingerprint=mark, ids=_named(names))
 
 
 def weights(state: UserStates) -> np.ndarray:
@@ -235,7 +239,10 @@ def from_arrays(
         raise ValueError(f"damaged metadata: {error}") from error
     fields: Any = {n: np.asarray(arrays[n]) for n in _PRIOR}
     prior = Prior(**fields, temperature=temperature)
-    fresh = start_users(prior, len(arrays["num_pairs"]), names)
+    try:
+        fresh = start_users(prior, len(arrays["num_pairs"]), names)
+    except TypeError as error:
+        raise ValueError(f"damaged arrays: {error}") from error
     for name in _SUMS:
         want, got = getattr(fresh, name), arrays[name]
         if got.shape != want.shape or got.dtype != want.dtype:
@@ -246,6 +253,10 @@ def from_arrays(
         _checks.check_finite(got, name)
     sums = {name: arrays[name] for name in _SUMS}
     return fresh.replace(**sums, fingerprint=mark)
+
+
+def _named(names: np.ndarray | None) -> Ids | None:
+    return None if names is None else Ids(names, None)
 
 
 def _same_fingerprint(old: str, new: str, what: str) -> str:
@@ -265,7 +276,7 @@ def _places(state: UserStates, prefs: Preferences) -> np.ndarray:
             "never matched by position where one side has names"
         )
     if names is not None:
-        return _checks.host_users(names, None, state.user_ids)[1]
+        return _ids.look_up(names, state.user_ids, "prefs.ids.users", "the state")
     if prefs.num_users != state.num_users:
         raise ValueError(
             f"prefs has num_users={prefs.num_users}, the state {state.num_users}, and "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax import _checks, reference
+from lore_jax import _checks, _tables, reference
 from lore_jax.adapt import adapt
 from lore_jax.config import TrainConfig
 from lore_jax.floor import visit_rows
@@ -130,7 +130,7 @@ def _check_rank(rank, config: TrainConfig, init, basis) -> None:
 
 
 def _check_block(first: int, block: np.ndarray) -> None:
-    _checks.host_float_table(block, f"the block of features at row {first}")
+    _tables.host_float_table(block, f"the block of features at row {first}")
 
 
 def _make_run(prefs, key, settings, on_progress, every, resume) -> Run:
