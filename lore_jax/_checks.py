@@ -41,6 +41,20 @@ def check_finite(values, name: str) -> None:
         raise ValueError(f"{name} must be finite; {where} is not: {say(array[place])}")
 
 
+def check_within(values, name: str, low: float, high: float) -> None:
+    """`check_finite`, and `ValueError` for a concrete number outside [low, high]."""
+    check_finite(values, name)
+    if not is_traced(values):
+        array = np.asarray(values)
+        wrong = (array < low) | (array > high)
+        if wrong.any():
+            place = tuple(np.argwhere(wrong)[0].tolist())
+            raise ValueError(
+                f"{name} must be in [{low:g}, {high:g}]; {name}{list(place)} is "
+                f"{array[place]}"
+            )
+
+
 def check_local(values, name: str) -> None:
     """Raises `ValueError` for an array of which other processes hold a part."""
     if isinstance(values, jax.Array) and not is_traced(values):
@@ -124,11 +138,20 @@ def check_positive(value, name: str) -> None:
     if is_traced(value):
         return
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        if np.ndim(value) != 0:
-            raise ValueError(f"{name} must be one number, got {value!r}")
+        if np.ndim(value) != 0 or np.asarray(value).dtype.kind not in "fiu":
+            kind = ValueError if np.ndim(value) else TypeError
+            raise kind(f"{name} must be one number, got {value!r}")
         value = float(value)
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
+
+
+def check_count(value, name: str, least: int = 1) -> None:
+    """Raises unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def check_same_temperature(first, second, names: str) -> None:

@@ -73,7 +73,7 @@ def _from_objects(values: list, name: str) -> np.ndarray:
         return _from_strings(values, name)
     if types == {int}:
         return _from_integers(values, name)
-    plain = [_plain(value, place, name) for place, value in enumerate(values)]
+    plain: list[Any] = [_plain(value, place, name) for place, value in enumerate(values)]
     kinds = [isinstance(value, str) for value in plain]
     if all(kinds):
         return _from_strings(plain, name)
@@ -298,8 +298,15 @@ def match_weights(weights: Any, names: np.ndarray | None) -> Any:
     ]
 
 
-def queried(user: Any, names: np.ndarray | None, num_users: int) -> np.ndarray:
-    """int32[Q] from numbers of users, or from names where the weights have names."""
+def queried(user: Any, names: np.ndarray | None, num_users: int) -> Any:
+    """int32[Q] from rows of weights, or from names where the weights have names."""
+    if _checks.is_traced(user):
+        if names is None:
+            return _traced_numbers(user, "user")
+        raise TypeError(
+            "user is traced and the users of weights have names: pass the array "
+            "weights, or names outside of jit, grad and vmap"
+        )
     array = column(user, "user")
     if names is not None:
         array = look_up(array, np.asarray(names), "user", "the users of weights")
@@ -309,3 +316,19 @@ def queried(user: Any, names: np.ndarray | None, num_users: int) -> np.ndarray:
             "users"
         )
     return _checks.host_indices(array, num_users, "user", f"U is {num_users}")
+
+
+def row_numbers(rows: Any, num_rows: int) -> Any:
+    """int32[n] rows of the table; traced ones are not checked."""
+    if _checks.is_traced(rows):
+        return _traced_numbers(rows, "rows")
+    of = f"features has M={num_rows} rows"
+    return _checks.host_indices(rows, num_rows, "rows", of)
+
+
+def _traced_numbers(values, name: str):
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name} must be integers, got {values.dtype}{list(values.shape)}"
+        )
+    return values

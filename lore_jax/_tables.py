@@ -1,5 +1,6 @@
-"""Tables of features: checked where they are, or through what a read of them gives."""
+"""Checks of tables of features, of what a read of them gives, and of padded pairs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -87,6 +88,45 @@ def check_source(features: Any) -> None:
         raise TypeError(f"features must be floating point, got dtype {features.dtype}")
 
 
+def num_columns(features: Any) -> int:
+    """D of a float[..., D] or a `FeatureSource`; raises for another dtype."""
+    shape = np.shape(features)
+    if not shape:
+        raise ValueError(f"features must be float[..., D], got shape {shape}")
+    dtype = getattr(features, "dtype", None)
+    if dtype is None or not isinstance(features, jax.Array | np.ndarray):
+        check_source(features)
+        dtype = np.dtype(dtype) if dtype is not None else np.asarray(features).dtype
+    if dtype.kind not in "iu" and not _checks.is_floating(dtype):
+        raise TypeError(f"features must hold real numbers, got dtype {dtype}")
+    return shape[-1]
+
+
+def blocks(features: Any) -> Iterator[Any]:
+    """The blocks of a `FeatureSource`, checked: M rows of D columns in all.
+
+    Raises:
+      ValueError: it yields other rows than its shape says.
+    """
+    promised = f"features.blocks() must yield M={features.shape[0]} rows of one table"
+    first = 0
+    for block in features.blocks():
+        _checks.check_local(block, "features")
+        if np.ndim(block) != 2 or block.shape[1] != features.shape[1]:
+            raise ValueError(
+                f"features.blocks() must yield float[rows, D] with "
+                f"D={features.shape[1]}; the block at row {first} has shape "
+                f"{np.shape(block)}"
+            )
+        if first + len(block) > features.shape[0]:
+            raise ValueError(f"{promised}, got at least {first + len(block)}")
+        first += len(block)
+        yield block
+        del block
+    if first != features.shape[0]:
+        raise ValueError(f"{promised}, got {first}")
+
+
 def check_projected(proj, features, temperature: float = 1.0) -> None:
     """Raises `ValueError` where concrete rewards features · V are not finite.
 
@@ -101,7 +141,9 @@ def check_projected(proj, features, temperature: float = 1.0) -> None:
     """
     if _checks.is_traced(proj) or not np.size(proj):
         return
-    limit = float(jnp.finfo(proj.dtype).max) / 4 * min(1.0, float(temperature))
+    limit = float(jnp.finfo(proj.dtype).max) / 4
+    if not _checks.is_traced(temperature):
+        limit *= min(1.0, float(temperature))
     largest = jnp.max(jnp.abs(proj)) if isinstance(proj, jax.Array) else _largest(proj)
     if float(largest) <= limit:
         return
@@ -140,3 +182,36 @@ def _row(features, place: tuple[int, ...]):
             return block[row]
         row -= len(block)
     raise ValueError(f"features.blocks() yields no row {place[0]} a second time")
+
+
+def check_pairs(z, weight, label=None) -> None:
+    """Raises unless finite z[U, P, K], weight[U, P] ≥ 0 and label[U, P] agree.
+
+    Raises:
+      ValueError: a shape is wrong, or a concrete number is not finite or negative.
+      TypeError: an argument holds no real numbers.
+    """
+    shape = np.shape(z)
+    if len(shape) != 3 or not shape[2]:
+        raise ValueError(f"z must be float[U, P, K], got shape {shape}")
+    for name, values in (("weight", weight), ("label", label)):
+        if values is not None and np.shape(values) != shape[:2]:
+            raise ValueError(
+                f"{name} must be float[U, P] with U={shape[0]}, P={shape[1]} like z, "
+                f"got shape {np.shape(values)}"
+            )
+    _checks.check_finite(z, "z")
+    _checks.check_within(weight, "weight", 0, np.inf)
+    if label is not None:
+        _checks.check_within(label, "label", 0, 1)
+
+
+def check_users(values, name: str, z) -> None:
+    """Raises unless `values` is a finite float[U, K] ≥ 0 like z[U, P, K]."""
+    shape = (np.shape(z)[0], np.shape(z)[2])
+    if np.shape(values) != shape:
+        raise ValueError(
+            f"{name} must be float[U, K] with U={shape[0]}, K={shape[1]} like z, got "
+            f"shape {np.shape(values)}"
+        )
+    _checks.check_within(values, name, 0, np.inf)

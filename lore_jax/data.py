@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from lore_jax import _checks, _tables
+from lore_jax._entry import public
 from lore_jax._votes import pairs_from_votes as pairs_from_votes
 from lore_jax.types import FeatureSource, Ids, Preferences
 
@@ -293,6 +294,7 @@ def split_votes(
     return FourWay(seen, seen_heldout, new, new_heldout)
 
 
+@public("prefs.replace(features=...)")
 def store_as(prefs: Preferences, dtype) -> Preferences:
     """Stores the features as bfloat16 or float16, centred before they are rounded.
 

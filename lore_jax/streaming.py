@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lore_jax import _checks, _ids
+from lore_jax import _checks, _ids, _tables
+from lore_jax._entry import public
 from lore_jax.floor import chunk_reader, chunks, project_rows
 from lore_jax.prior import check_prior
 from lore_jax.quadratic import pair_sums, refine
@@ -71,6 +72,7 @@ def basis_fingerprint(basis: Any) -> str:
     return hashlib.sha256(text).hexdigest()[:32]
 
 
+@public("adapt_users, a function of arrays")
 def start_users(prior: Prior, num_users: int, user_ids: Any = None) -> UserStates:
     """The state of users who have said nothing.
 
@@ -92,6 +94,7 @@ def start_users(prior: Prior, num_users: int, user_ids: Any = None) -> UserState
     return UserStates(*sums, prior=prior, ids=_named(names))
 
 
+@public("adapt_users, a function of arrays")
 def observe(state: UserStates, basis: jax.Array, prefs: Preferences) -> UserStates:
     """The state after more pairs; the old one stays as it was.
 
@@ -109,14 +112,16 @@ def observe(state: UserStates, basis: jax.Array, prefs: Preferences) -> UserStat
     Raises:
       ValueError: another basis, an unknown user, or shapes disagree.
     """
+    _checks.check_type(state, UserStates, "state")
+    _checks.check_type(prefs, Preferences, "prefs")
     _checks.check_basis(basis, prefs.num_features)
-    _checks.check_finite(basis, "basis")
     check_prior(state.prior, np.shape(basis)[1])
     mark = _same_fingerprint(state.fingerprint, basis_fingerprint(basis), "basis")
     place = _places(state, prefs)
     prior = jax.tree.map(jnp.asarray, state.prior).replace(temperature=1.0)
     sums = [np.array(getattr(state, name)) for name in _SUMS]
     proj = project_rows(prefs.features, basis)
+    _tables.check_projected(proj, prefs.features, state.prior.temperature)
     read = chunk_reader(proj, prefs)
     for chunk in chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)):
         z, weight, label = read(chunk)
@@ -128,6 +133,7 @@ def observe(state: UserStates, basis: jax.Array, prefs: Preferences) -> UserStat
     return state.replace(**changes, fingerprint=mark)
 
 
+@public("adapt_users, a function of arrays")
 def merge(a: UserStates, b: UserStates) -> UserStates:
     """The state of the union of two disjoint sets of pairs.
 
@@ -138,6 +144,10 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
       ValueError: the states belong to different bases or priors, only one of them
         names its users, or neither does and U differs.
     """
+    for name, state in (("a", a), ("b", b)):
+        _checks.check_type(state, UserStates, name)
+        for field in _SUMS:
+            _checks.check_finite(getattr(state, field), f"{name}.{field}")
     mark = _same_fingerprint(a.fingerprint, b.fingerprint, "b")
     same = a.prior.temperature == b.prior.temperature and all(
         np.array_equal(getattr(a.prior, n), getattr(b.prior, n)) for n in _PRIOR
@@ -146,7 +156,8 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
         raise ValueError("a and b were started under different priors")
     if (a.user_ids is None) != (b.user_ids is None):
         raise ValueError("a and b must both name their users, or neither")
-    names = a.user_ids
+    names: Any = a.user_ids
+    others: Any = b.user_ids
     if names is None:
         if a.num_users != b.num_users:
             raise ValueError(
@@ -155,10 +166,10 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
             )
         place = np.arange(a.num_users)
     else:
-        _ids.check_same_kind(b.user_ids, names, "b", "a")
-        fresh = b.user_ids[~np.isin(b.user_ids, names)]
+        _ids.check_same_kind(others, names, "b", "a")
+        fresh = others[~np.isin(others, names)]
         names = np.concatenate([names, fresh])
-        place = _ids.look_up(b.user_ids, names, "b.user_ids", "a.user_ids")
+        place = _ids.look_up(others, names, "b.user_ids", "a.user_ids")
     sums = {}
     for name in _SUMS:
         mine, other = getattr(a, name), getattr(b, name)
@@ -169,6 +180,7 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
     return a.replace(**sums, fingerprint=mark, ids=_named(names))
 
 
+@public("adapt_users, a function of arrays")
 def weights(state: UserStates) -> np.ndarray:
     """Refined posterior weights float[U, K], as `adapt` but from the state.
 
@@ -177,6 +189,10 @@ def weights(state: UserStates) -> np.ndarray:
     A user without pairs gets the prior's mean. Users whose solve did not converge
     keep the last iterate, and a warning counts them.
     """
+    _checks.check_type(state, UserStates, "state")
+    check_prior(state.prior, np.shape(state.linear)[-1])
+    for name in _SUMS:
+        _checks.check_finite(getattr(state, name), f"state.{name}")
     prior = jax.tree.map(jnp.asarray, state.prior)
     out = np.empty(state.linear.shape, state.linear.dtype)
     failed = start = 0
@@ -269,14 +285,15 @@ def _same_fingerprint(old: str, new: str, what: str) -> str:
 
 def _places(state: UserStates, prefs: Preferences) -> np.ndarray:
     """int[U'], where each user of `prefs` stands in the state."""
-    names = None if prefs.ids is None else prefs.ids.users
+    names: Any = None if prefs.ids is None else prefs.ids.users
+    known: Any = state.user_ids
     if (names is None) != (state.user_ids is None):
         raise ValueError(
             "prefs and the state must both name their users, or neither: users are "
             "never matched by position where one side has names"
         )
     if names is not None:
-        return _ids.look_up(names, state.user_ids, "prefs.ids.users", "the state")
+        return _ids.look_up(names, known, "prefs.ids.users", "the state")
     if prefs.num_users != state.num_users:
         raise ValueError(
             f"prefs has num_users={prefs.num_users}, the state {state.num_users}, and "
