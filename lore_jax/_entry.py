@@ -77,7 +77,7 @@ def _admit(value: Any, name: Callable[[], str], host_only) -> Any:
         return value
     explicit = False
     for path, leaf in leaves:
-        if isinstance(leaf, jax.core.Tracer):
+        if _checks.is_traced(leaf):
             if host_only:
                 function, instead = host_only
                 raise TypeError(
@@ -118,7 +118,7 @@ def _auto(mesh: Any) -> Mesh:
 
 
 def _with_auto_axes(leaf):
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+    if _checks.is_traced(leaf) or not isinstance(leaf, jax.Array):
         return leaf
     if not _has_explicit_axes(leaf):
         return leaf

@@ -73,7 +73,9 @@ def _from_objects(values: list, name: str) -> np.ndarray:
         return _from_strings(values, name)
     if types == {int}:
         return _from_integers(values, name)
-    plain: list[Any] = [_plain(value, place, name) for place, value in enumerate(values)]
+    plain: list[Any] = [
+        _plain(value, place, name) for place, value in enumerate(values)
+    ]
     kinds = [isinstance(value, str) for value in plain]
     if all(kinds):
         return _from_strings(plain, name)

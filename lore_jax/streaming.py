@@ -210,7 +210,7 @@ def weights(state: UserStates) -> np.ndarray:
         failed += np.sum(~np.asarray(good)[: stop - start])
         start = stop
     if failed:
-        warnings.warn(f"{failed} of {len(out)} users did not converge", stacklevel=2)
+        warnings.warn(f"{failed} of {len(out)} users did not converge", stacklevel=3)
     return out
 
 
