@@ -226,7 +226,8 @@ def _implicit(solvers, primals, tangents):
     ridge = 10 * jnp.finfo(p.dtype).eps * jnp.eye(p.shape[1], dtype=p.dtype)
     system = system / size + ridge + root[:, :, None] * root[:, None]
     system = system + jnp.eye(p.shape[1], dtype=p.dtype) * (slack / size[:, 0])[:, None]
-    direct = interior.dense_solver(system)
+    # `custom_linear_solve` differentiates through the product alone.
+    direct = interior.dense_solver(lax.stop_gradient(system))
 
     def solve(rhs):  # can be transposed, unlike `backend.solve_lower`
         product = functools.partial(jnp.einsum, "ukl,lu->ku", system)
