@@ -193,7 +193,7 @@ def is_missing(value: Any) -> bool:
         return True
     if isinstance(value, str):
         return value == ""
-    if isinstance(value, list | tuple | dict) or np.ndim(value):
+    if isinstance(value, list | tuple | dict) or getattr(value, "ndim", 0):
         return False
     return bool(value != value)
 

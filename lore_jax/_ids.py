@@ -47,7 +47,7 @@ def column(values: Any, name: str) -> np.ndarray:
 
 
 def _is_nested(value) -> bool:
-    return isinstance(value, list | tuple) or np.ndim(value) > 0
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
 
 
 def _shape(values):
