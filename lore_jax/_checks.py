@@ -81,17 +81,17 @@ def jax_dtype(dtype) -> np.dtype:
     return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
-def check_basis(basis, num_features: int | None = None) -> None:
+def check_basis(basis, num_features: int | None = None, name: str = "basis") -> None:
     """Raises unless `basis` is a finite float[D, K] with the right D."""
     shape = np.shape(basis)
     if len(shape) != 2:
-        raise ValueError(f"basis must be float[D, K], got shape {shape}")
+        raise ValueError(f"{name} must be float[D, K], got shape {shape}")
     if num_features is not None and shape[0] != num_features:
         raise ValueError(
-            f"basis must have one row per feature: features have D={num_features}, "
-            f"basis has shape {shape}"
+            f"{name} must have one row per feature: features have D={num_features}, "
+            f"{name} has shape {shape}"
         )
-    check_finite(basis, "basis")
+    check_finite(basis, name)
 
 
 def check_weights(weights, num_users: int, rank: int, name: str = "weights") -> None:
@@ -122,15 +122,15 @@ def check_simplex(weights, name: str = "weights") -> None:
             )
 
 
-def check_same_trailing(basis, logits, x) -> None:
-    """Raises unless finite x[..., D], basis[D, K] and logits[..., K] agree."""
+def check_same_trailing(basis, logits, x, name: str = "logits") -> None:
+    """Raises unless finite basis[D, K] and logits[..., K] and x[..., D] agree."""
     check_basis(basis, np.shape(x)[-1] if np.ndim(x) else 0)
     if np.ndim(logits) < 1 or np.shape(logits)[-1] != np.shape(basis)[1]:
         raise ValueError(
-            f"logits must end in K={np.shape(basis)[1]} like basis"
+            f"{name} must end in K={np.shape(basis)[1]} like basis"
             f"{list(np.shape(basis))}, got shape {np.shape(logits)}"
         )
-    check_finite(logits, "logits")
+    check_finite(logits, name)
 
 
 def check_positive(value, name: str) -> None:

@@ -102,6 +102,14 @@ def num_columns(features: Any) -> int:
     return shape[-1]
 
 
+def num_rows(features: Any) -> int:
+    """M of a float[M, D] or a `FeatureSource`."""
+    shape = np.shape(features)
+    if len(shape) != 2:
+        raise ValueError(f"features must be float[M, D], got shape {shape}")
+    return shape[0]
+
+
 def blocks(features: Any) -> Iterator[Any]:
     """The blocks of a `FeatureSource`, checked: M rows of D columns in all.
 

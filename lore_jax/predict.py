@@ -73,7 +73,8 @@ def posterior(
       ValueError: shapes disagree.
       TypeError: `prior` is something else.
     """
-    rank = np.shape(basis)[-1]
+    _checks.check_basis(basis, prefs.num_features)
+    rank = np.shape(basis)[1]
     out: Any = None
     for users, mixture, _ in _mixtures(basis, prefs, prior):
         total = np.asarray(mixture.covariance)

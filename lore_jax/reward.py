@@ -166,7 +166,7 @@ def reward_from_weights(
       ValueError: shapes disagree, T is not positive, or a row of `weights` is not on
         the simplex (logits passed by mistake).
     """
-    _checks.check_same_trailing(basis, weights, x)
+    _checks.check_same_trailing(basis, weights, x, "weights")
     _checks.check_positive(temperature, "temperature")
     _checks.check_simplex(weights)
     return mix(project(x, basis), weights, temperature)
@@ -249,6 +249,7 @@ def score(basis: jax.Array, weights: jax.Array, features) -> jax.Array:
       ValueError: shapes disagree or weights are not on the simplex.
     """
     weights, _ = _check_matrix(basis, weights)
+    _tables.num_rows(features)
     proj = jnp.asarray(project(features, basis))
     return jnp.matmul(jnp.asarray(weights), proj.T, precision=_EXACT)
 
@@ -280,7 +281,7 @@ def score_rows(basis: jax.Array, weights: jax.Array, features, user, rows) -> ja
             f"rows must be int[Q] or int[Q, C] with Q={len(user)} like user, got "
             f"shape {rows.shape}"
         )
-    flat = _ids.row_numbers(rows.ravel(), np.shape(features)[0])
+    flat = _ids.row_numbers(rows.ravel(), _tables.num_rows(features))
     proj = jnp.asarray(project(features, basis))
     proj = jnp.take(proj, flat.reshape(rows.shape), axis=0, mode="clip")
     mine = jnp.take(jnp.asarray(weights), user, axis=0, mode="clip")
@@ -312,7 +313,7 @@ def top_k(
     """
     if rows is not None and np.ndim(rows) != 2:
         raise ValueError(f"rows must be int[Q, C], got shape {np.shape(rows)}")
-    candidates = np.shape(features)[0] if rows is None else np.shape(rows)[-1]
+    candidates = _tables.num_rows(features) if rows is None else np.shape(rows)[-1]
     if isinstance(k, bool) or not isinstance(k, int | np.integer):
         raise TypeError(f"k must be an integer, got {k!r}")
     if not 1 <= k <= candidates:

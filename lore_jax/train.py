@@ -186,13 +186,12 @@ def _fit_frozen(prefs: Preferences, basis, rank, key, config: TrainConfig) -> Fi
 def _check_init(init, prefs: Preferences, rank) -> None:
     if not isinstance(init, RewardParams):
         raise TypeError(f"init must be RewardParams, got {type(init)}")
-    _checks.check_basis(init.basis, prefs.num_features)
+    _checks.check_basis(init.basis, prefs.num_features, "init.basis")
     if np.shape(init.basis)[1] != rank:
         raise ValueError(
             f"init.basis must have K={rank} columns like rank, got shape "
             f"{np.shape(init.basis)}"
         )
-    _checks.check_finite(init.basis, "init.basis")
     _checks.check_weights(init.logits, prefs.num_users, rank, "init.logits")
     _checks.check_finite(init.logits, "init.logits")
 

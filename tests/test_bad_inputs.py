@@ -419,7 +419,7 @@ CASES = {
     "fit_init_features": (
         lambda: fit(init=params(features=3)),
         ValueError,
-        "features have D=4, basis has shape",
+        r"features have D=4, init\.basis has shape",
     ),
     "fit_init_users": (
         lambda: fit(init=params(users=5)),
