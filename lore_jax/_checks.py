@@ -12,7 +12,12 @@ from typing import Any
 import chex
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
+
+from lore_jax.backend import sized
+
+_BLOCK_BYTES = 1 << 26
 
 
 def check_type(value, expected: type, name: str) -> None:
@@ -264,6 +269,52 @@ def host_length(array: np.ndarray, length: int, name: str) -> None:
         raise ValueError(
             f"{name} must have one entry per pair, shape ({length},), got {array.shape}"
         )
+
+
+def host_table(features: Any) -> Any:
+    """A checked float[M, D] in the dtype that JAX makes of it; copied only for that."""
+    if is_traced(features):
+        raise TypeError(
+            "features is traced: build a Preferences outside of jit, grad and vmap, "
+            "and use prefs.replace(features=...) inside"
+        )
+    if not isinstance(features, jax.Array):
+        features = host_array(features, "features")
+    host_float_table(features)
+    if isinstance(features, jax.Array):
+        return features
+    return features.astype(jax_dtype(features.dtype), copy=False)
+
+
+def host_float_table(features, name: str = "features") -> None:
+    """Raises unless `features` is a finite floating [M, D]; names the row."""
+    if np.ndim(features) != 2:
+        raise ValueError(f"{name} must be float[M, D], got shape {np.shape(features)}")
+    if 0 in features.shape[1:]:
+        raise ValueError(f"{name} must have at least one column, got {features.shape}")
+    if not is_floating(features.dtype):
+        raise TypeError(f"{name} must be floating point, got dtype {features.dtype}")
+    if isinstance(features, jax.Array) and sized(False, True):
+        # One read where the table is; a sum that is not finite is looked into below.
+        if np.isfinite(jnp.sum(features, dtype=jnp.float32)):
+            return
+    kept = jax_dtype(features.dtype)
+    step = max(1, _BLOCK_BYTES // (4 * max(1, features.shape[1])))
+    for start in range(0, features.shape[0], step):
+        raw = np.asarray(features[start : start + step])
+        # A row's sum is finite unless an entry is not (or the sum itself overflows):
+        # the exact test runs only on blocks that the cheap one suspects.
+        with np.errstate(over="ignore", invalid="ignore"):
+            block = raw.astype(kept, copy=False)
+            if block.dtype.kind != "f":  # bfloat16 and friends
+                block = block.astype(np.float32)
+            suspect = not np.isfinite(block.sum(dtype=np.float64))
+        if suspect and not np.isfinite(block).all():
+            row, column = np.argwhere(~np.isfinite(block))[0]
+            raise ValueError(
+                f"{name} must be finite; row {start + row}, column {column} is "
+                f"{say(raw[row, column])}"
+            )
 
 
 def is_traced(value) -> bool:

@@ -192,8 +192,9 @@ def users(user: Any, num_users: int | None, user_ids: Any):
     """(names or None, int32[N], U) from indices or names of users.
 
     Integers are indices where `num_users` is given or every number from 0 to the
-    largest occurs, unless `user_ids` names the users. Names that `user_ids` does not
-    give are numbered in sorted order.
+    largest occurs, unless `user_ids` names the users. With `num_users` and strings in
+    `user_ids` they are indices too. Names without `user_ids` are numbered in sorted
+    order.
     """
     if num_users is not None:
         if isinstance(num_users, bool) or not isinstance(num_users, int | np.integer):
@@ -202,9 +203,10 @@ def users(user: Any, num_users: int | None, user_ids: Any):
             raise ValueError(f"num_users must be at least 1, got {num_users}")
     place = column(user, "user")
     names = None if user_ids is None else unique(user_ids, "user_ids")
-    if names is not None:
+    by_number = num_users is not None and place.dtype.kind != "U"
+    if names is not None and not (by_number and names.dtype.kind == "U"):
         place = look_up(place, names, "user", "user_ids")
-    elif place.dtype.kind == "U" or (num_users is None and not _are_indices(place)):
+    elif names is None and not by_number and not _are_indices(place):
         names, place = np.unique(place, return_inverse=True)
     if num_users is None:
         most = int(place.max(initial=-1)) + 1
@@ -223,6 +225,8 @@ def users(user: Any, num_users: int | None, user_ids: Any):
 
 def _are_indices(array: np.ndarray) -> bool:
     """True where the numbers from 0 to the largest all occur; memory is O(N)."""
+    if array.dtype.kind == "U":
+        return False
     array = array[array >= 0] if (array < 0).any() else array
     if array.dtype == np.uint64 or array.max(initial=-1) >= len(array):
         return False

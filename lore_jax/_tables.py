@@ -10,54 +10,6 @@ import numpy as np
 from lore_jax import _checks
 from lore_jax.backend import sized
 
-_BLOCK_BYTES = 1 << 26
-
-
-def host_table(features: Any) -> Any:
-    """A checked float[M, D] in the dtype that JAX makes of it; copied only for that."""
-    if _checks.is_traced(features):
-        raise TypeError(
-            "features is traced: build a Preferences outside of jit, grad and vmap, "
-            "and use prefs.replace(features=...) inside"
-        )
-    if not isinstance(features, jax.Array):
-        features = _checks.host_array(features, "features")
-    host_float_table(features)
-    if isinstance(features, jax.Array):
-        return features
-    return features.astype(_checks.jax_dtype(features.dtype), copy=False)
-
-
-def host_float_table(features, name: str = "features") -> None:
-    """Raises unless `features` is a finite floating [M, D]; names the row."""
-    if np.ndim(features) != 2:
-        raise ValueError(f"{name} must be float[M, D], got shape {np.shape(features)}")
-    if 0 in features.shape[1:]:
-        raise ValueError(f"{name} must have at least one column, got {features.shape}")
-    if not _checks.is_floating(features.dtype):
-        raise TypeError(f"{name} must be floating point, got dtype {features.dtype}")
-    if isinstance(features, jax.Array) and sized(False, True):
-        # One read where the table is; a sum that is not finite is looked into below.
-        if np.isfinite(jnp.sum(features, dtype=jnp.float32)):
-            return
-    kept = _checks.jax_dtype(features.dtype)
-    step = max(1, _BLOCK_BYTES // (4 * max(1, features.shape[1])))
-    for start in range(0, features.shape[0], step):
-        raw = np.asarray(features[start : start + step])
-        # A row's sum is finite unless an entry is not (or the sum itself overflows):
-        # the exact test runs only on blocks that the cheap one suspects.
-        with np.errstate(over="ignore", invalid="ignore"):
-            block = raw.astype(kept, copy=False)
-            if block.dtype.kind != "f":  # bfloat16 and friends
-                block = block.astype(np.float32)
-            suspect = not np.isfinite(block.sum(dtype=np.float64))
-        if suspect and not np.isfinite(block).all():
-            row, column = np.argwhere(~np.isfinite(block))[0]
-            raise ValueError(
-                f"{name} must be finite; row {start + row}, column {column} is "
-                f"{_checks.say(raw[row, column])}"
-            )
-
 
 def rounded(table: np.ndarray, dtype: Any) -> np.ndarray:
     """A finite float[M, D] in another dtype; raises `ValueError` where it overflows."""
@@ -152,7 +104,8 @@ def check_projected(proj, features, temperature: float = 1.0) -> None:
     limit = float(jnp.finfo(proj.dtype).max) / 4
     if not _checks.is_traced(temperature):
         limit *= min(1.0, float(temperature))
-    largest = jnp.max(jnp.abs(proj)) if isinstance(proj, jax.Array) else _largest(proj)
+    on_device = isinstance(proj, jax.Array) and sized(False, True)
+    largest = _largest_on_device(proj) if on_device else _largest(np.asarray(proj))
     if float(largest) <= limit:
         return
     if _checks.is_traced(features):
@@ -178,6 +131,11 @@ def check_projected(proj, features, temperature: float = 1.0) -> None:
 def _largest(proj: np.ndarray):
     with np.errstate(invalid="ignore"):
         return max(proj.max(), -proj.min())
+
+
+@jax.jit
+def _largest_on_device(proj):
+    return jnp.max(jnp.abs(proj))
 
 
 def _row(features, place: tuple[int, ...]):

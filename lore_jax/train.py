@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax import _checks, _tables, reference
+from lore_jax import _checks, reference
 from lore_jax._entry import public
 from lore_jax.adapt import adapt
 from lore_jax.config import TrainConfig
@@ -135,7 +135,7 @@ def _check_rank(rank, config: TrainConfig, init, basis) -> None:
 
 def _check_block(first: int, block: np.ndarray) -> None:
     what = f"the block of features at row {first}" if first else "features"
-    _tables.host_float_table(block, what)
+    _checks.host_float_table(block, what)
 
 
 def _make_run(prefs, key, settings, on_progress, every, resume) -> Run:

@@ -215,7 +215,8 @@ class Preferences(struct.PyTreeNode):
           label: float[N] in [0, 1], P(chosen is preferred).
           weight: float[N] ≥ 0.
           group: int[N] or str[N].
-          user_ids: U distinct names of the users; then `user` holds names.
+          user_ids: U distinct names of the users; then `user` holds names. With
+            `num_users`, integers in `user` are indices into strings.
           item_ids: M distinct names of the rows; then `chosen` and `rejected` hold
             names.
 
@@ -225,7 +226,7 @@ class Preferences(struct.PyTreeNode):
           TypeError: an argument has the wrong dtype, or is traced.
         """
         if not isinstance(features, FeatureSource):
-            features = _tables.host_table(features)
+            features = _checks.host_table(features)
         _tables.check_source(features)
         num_rows = int(features.shape[0])
         items = None if item_ids is None else _ids.unique(item_ids, "item_ids")
@@ -302,7 +303,7 @@ class Preferences(struct.PyTreeNode):
                     f"differences[{u}] must be float[n, D] with D={width} like "
                     f"differences[0], got shape {x.shape}"
                 )
-            _tables.host_float_table(x, f"differences[{u}]")
+            _checks.host_float_table(x, f"differences[{u}]")
         features = np.concatenate(arrays)
         user = np.repeat(np.arange(len(arrays)), [len(x) for x in arrays])
         names = None if user_ids is None else _ids.unique(user_ids, "user_ids")

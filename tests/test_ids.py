@@ -74,6 +74,14 @@ def test_num_users_makes_integers_indices():
     assert pairs([2, 0], num_users=5).num_users == 5
 
 
+def test_num_users_makes_integers_indices_of_strings():
+    prefs = pairs([1, 0], num_users=2, user_ids=["b", "a"])
+    assert prefs.ids.users[prefs.user].tolist() == ["b", "a"]
+    np.testing.assert_array_equal(prefs.order, [1, 0])
+    prefs = pairs([1, 0], num_users=2, user_ids=[1, 0])
+    np.testing.assert_array_equal(prefs.order, [0, 1])
+
+
 def test_what_names_are_given_for_is_referred_to_by_name():
     prefs = pairs(["u"], [2], [0], item_ids=[2, 0, 1, 3])
     assert prefs.ids.items[prefs.chosen].tolist() == [2]
