@@ -122,6 +122,9 @@ def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
         "default_device",
         "default_prng_impl",
         "threefry_partitionable",
+        "numpy_dtype_promotion",
+        "debug_nans",
+        "debug_infs",
     )
     values = {name: getattr(config, f"jax_{name}") for name in managers}
 

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from lore_jax import _ids
 from lore_jax.config import TrainConfig
 from lore_jax.progress import FORMAT as PROGRESS
 from lore_jax.progress import VERSION as PROGRESS_VERSION
@@ -132,7 +133,7 @@ def load(path: str | os.PathLike) -> Fitted:
         temperature = float(metadata["temperature"])
         rank = int(metadata["rank"])
         names = [
-            np.array(json.loads(arrays[key].tobytes()), dtype=np.str_)
+            _ids.from_file(json.loads(arrays[key].tobytes()), key)
             if key in arrays
             else None
             for key in ("user_ids", "item_ids")

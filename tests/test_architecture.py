@@ -13,6 +13,8 @@ ROOT = pathlib.Path(lore_jax.__file__).parent
 LAYERS = (
     {"backend"},
     {"_checks"},
+    {"_entry", "_ids", "_tables"},
+    {"_votes"},
     {"types", "config"},
     {"data", "results", "reward"},
     {"losses", "population", "floor", "interior"},
