@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lore_jax import descent
+from lore_jax.files import digest, parse_json
 from lore_jax.floor import visit_rows
 from lore_jax.results import Metrics, Progress
 from lore_jax.types import FeatureSource, Preferences
 
 FORMAT = "lore_jax.progress"
-VERSION = 2
+VERSION = 3
 _SNAPSHOTS = 10
 _ROWS = 1024
 
@@ -47,8 +48,10 @@ class Run:
         """Starts, or goes on from `resume`.
 
         Raises:
-          ValueError: `resume` belongs to another fit.
+          ValueError: `resume` belongs to another fit, or was changed.
         """
+        if resume is not None:
+            check_progress(resume, "resume.")
         if resume is not None and resume.fingerprint != fingerprint:
             raise ValueError(
                 "resume is the progress of another fit: the data, rank, key, config, "
@@ -109,18 +112,17 @@ class Run:
                     for *old, x in (zip(trail, new) if trail else zip(new))
                 )
             if self._on_progress is not None and due[-1]:
-                self._on_progress(
-                    Progress(
-                        state=tuple(np.array(x) for x in jax.tree.leaves(state)),
-                        metrics=jax.tree.map(np.array, metrics),
-                        trail=trail,
-                        best=self.best,
-                        finished=self.finished,
-                        name=name,
-                        rows=tuple(dict(row) for row in self.rows),
-                        fingerprint=self._fingerprint,
-                    )
+                progress = Progress(
+                    state=tuple(np.array(x) for x in jax.tree.leaves(state)),
+                    metrics=jax.tree.map(np.array, metrics),
+                    trail=trail,
+                    best=self.best,
+                    finished=self.finished,
+                    name=name,
+                    rows=tuple(dict(row) for row in self.rows),
+                    fingerprint=self._fingerprint,
                 )
+                self._on_progress(seal(progress))
 
         state, metrics = descent.train(
             state,
@@ -187,59 +189,111 @@ def fingerprint(prefs: Preferences, key, *settings) -> str:
     return digest.hexdigest()
 
 
-def to_arrays(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(arrays, metadata) that a file holds."""
+_FIELDS = ("state", "trail", "best", "finished", "metrics")
+
+
+def _parts(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, texts) that make up a record, without its digest."""
     arrays = {
         f"{field}.{i}": np.asarray(x, order="C")
-        for field in ("state", "trail", "best", "finished", "metrics")
+        for field in _FIELDS
         for i, x in enumerate(getattr(progress, field))
     }
     return arrays, {
-        "format": FORMAT,
-        "version": str(VERSION),
         "name": progress.name,
         "rows": json.dumps(progress.rows),
         "fingerprint": progress.fingerprint,
     }
 
 
+def seal(progress: Progress) -> Progress:
+    """The record with the digest of what it holds."""
+    return progress.replace(digest=digest(*_parts(progress)))
+
+
+def to_arrays(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, metadata) that a file holds."""
+    arrays, texts = _parts(progress)
+    kind = {"format": FORMAT, "version": str(VERSION), "seal": progress.digest}
+    return arrays, {**texts, **kind}
+
+
 def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Progress:
     """What `to_arrays` took apart; the state's shapes are checked when it is used.
 
     Raises:
-      ValueError: something is missing, or lengths disagree.
+      ValueError: something is missing, disagrees, or was changed.
     """
-    names = ("state", "trail", "best", "finished", "metrics")
-    fields: dict[str, list] = {name: [] for name in names}
+    fields: dict[str, list] = {name: [] for name in _FIELDS}
     for field, values in fields.items():
         while (name := f"{field}.{len(values)}") in arrays:
             values.append(arrays[name])
     if sum(map(len, fields.values())) != len(arrays) or not fields["state"]:
         raise ValueError(f"expected numbered arrays of a progress, got {list(arrays)}")
-    metrics, count = fields.pop("metrics"), len(Metrics._fields)
-    if len(metrics) != count or len({x.shape for x in metrics}) > 1:
-        raise ValueError(f"metrics must be {count} arrays float[n]")
-    if metrics[0].ndim != 1 or any(x.dtype.kind != "f" for x in metrics):
-        raise ValueError(f"metrics must be {count} arrays float[n]")
-    for name in ("trail", "best"):
-        if len(fields[name]) not in (0, 2) or len({len(x) for x in fields[name]}) > 1:
-            raise ValueError(f"{name} must be two arrays with one entry per snapshot")
-    if len(fields["finished"]) not in (0, 3 + count):
-        raise ValueError(f"finished must be {3 + count} arrays")
+    metrics = fields.pop("metrics")
+    if len(metrics) != len(Metrics._fields):
+        raise ValueError(f"metrics must be {len(Metrics._fields)} arrays float[n]")
     try:
-        rows = tuple(json.loads(metadata["rows"]))
-        name, mark = metadata["name"], metadata["fingerprint"]
-    except (KeyError, TypeError, ValueError) as error:
+        rows = parse_json(metadata["rows"], "rows")
+        texts = {name: metadata[name] for name in ("name", "fingerprint")}
+        mark = metadata["seal"]
+    except KeyError as error:
         raise ValueError(f"metadata: {error!r}") from error
-    losses = [row.get("log_loss") for row in rows if isinstance(row, dict)]
-    if len(losses) < len(rows) or not all(isinstance(x, float) for x in losses):
+    if not isinstance(rows, list):
         raise ValueError("rows must be objects with a log_loss each")
-    if rows and rows[0].get("chosen") is not True:
-        raise ValueError("the first of the rows must be chosen")
-    return Progress(
+    progress = Progress(
         metrics=Metrics(*metrics),
-        name=name,
-        rows=rows,
-        fingerprint=mark,
+        rows=tuple(rows),
+        digest=mark,
+        **texts,
         **{field: tuple(values) for field, values in fields.items()},
     )
+    check_progress(progress)
+    return progress
+
+
+def check_progress(progress: Progress, prefix: str = "") -> None:
+    """Raises `ValueError` unless a record is consistent, and as `fit` made it.
+
+    A state that is not finite belongs to a training whose losses are not either.
+
+    Args:
+      progress: the record.
+      prefix: of its fields' names in an error.
+    """
+    metrics, count = tuple(map(np.asarray, progress.metrics)), len(Metrics._fields)
+    if {x.shape for x in metrics} != {(len(metrics[0]),)} or any(
+        x.dtype.kind != "f" for x in metrics
+    ):
+        raise ValueError(f"{prefix}metrics must be {count} arrays float[n]")
+    state = tuple(map(np.asarray, progress.state))
+    steps = [int(x) for x in state if x.dtype.kind in "iu" and x.ndim == 0]
+    if not steps or set(steps) != {len(metrics[0])}:
+        raise ValueError(
+            f"{prefix}metrics are those of {len(metrics[0])} steps, but the state is "
+            f"that after {steps[-1] if steps else 'an unknown number of'} steps"
+        )
+    for name in ("trail", "best"):
+        held = getattr(progress, name)
+        if len(held) not in (0, 2) or len({len(np.atleast_1d(x)) for x in held}) > 1:
+            raise ValueError(
+                f"{prefix}{name} must be two arrays with one entry per snapshot"
+            )
+    if len(progress.finished) not in (0, 3 + count):
+        raise ValueError(f"{prefix}finished must be {3 + count} arrays")
+    rows = progress.rows
+    losses = [row.get("log_loss") for row in rows if isinstance(row, dict)]
+    if len(losses) < len(rows) or not all(isinstance(x, float) for x in losses):
+        raise ValueError(f"{prefix}rows must be objects with a log_loss each")
+    if any(x < 0 for x in losses):
+        raise ValueError(f"{prefix}rows must have a log_loss of at least 0")
+    if rows and rows[0].get("chosen") is not True:
+        raise ValueError(f"the first of the {prefix}rows must be chosen")
+    if all(np.isfinite(x[-1:]).all() for x in metrics):
+        for i, leaf in enumerate(state):
+            if leaf.dtype.kind == "f" and np.isnan(leaf).any():
+                raise ValueError(f"{prefix}state[{i}] must be finite, it holds NaN")
+    if progress.digest != digest(*_parts(progress)):
+        raise ValueError(
+            f"{prefix}digest is not that of the record: something in it was changed"
+        )

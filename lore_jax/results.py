@@ -99,6 +99,7 @@ class Progress(struct.PyTreeNode):
       rows: one dict per candidate that was compared; those are marked as chosen that
         were better than all before.
       fingerprint: of data, rank, key, config, init and anchor.
+      digest: of everything else here; a record that was changed is refused.
     """
 
     state: tuple
@@ -109,6 +110,7 @@ class Progress(struct.PyTreeNode):
     name: str = struct.field(pytree_node=False, default="")
     rows: tuple = struct.field(pytree_node=False, default=())
     fingerprint: str = struct.field(pytree_node=False, default="")
+    digest: str = struct.field(pytree_node=False, default="")
 
     @property
     def num_steps(self) -> int:
