@@ -224,7 +224,7 @@ def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Prog
     Raises:
       ValueError: something is missing, disagrees, or was changed.
     """
-    fields: dict[str, list] = {name: [] for name in _FIELDS}
+    fields: dict[str, Any] = {name: [] for name in _FIELDS}
     for field, values in fields.items():
         while (name := f"{field}.{len(values)}") in arrays:
             values.append(arrays[name])
@@ -235,7 +235,7 @@ def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Prog
         raise ValueError(f"metrics must be {len(Metrics._fields)} arrays float[n]")
     try:
         rows = parse_json(metadata["rows"], "rows")
-        texts = {name: metadata[name] for name in ("name", "fingerprint")}
+        texts: Any = {name: metadata[name] for name in ("name", "fingerprint")}
         mark = metadata["seal"]
     except KeyError as error:
         raise ValueError(f"metadata: {error!r}") from error
@@ -285,7 +285,7 @@ def check_progress(progress: Progress, prefix: str = "") -> None:
     losses = [row.get("log_loss") for row in rows if isinstance(row, dict)]
     if len(losses) < len(rows) or not all(isinstance(x, float) for x in losses):
         raise ValueError(f"{prefix}rows must be objects with a log_loss each")
-    if any(x < 0 for x in losses):
+    if any(isinstance(x, float) and x < 0 for x in losses):
         raise ValueError(f"{prefix}rows must have a log_loss of at least 0")
     if rows and rows[0].get("chosen") is not True:
         raise ValueError(f"the first of the {prefix}rows must be chosen")
