@@ -148,7 +148,7 @@ def check_users(arrays: Mapping[str, np.ndarray], fingerprint: str) -> None:
         raise ValueError("fingerprint is empty, but num_pairs is above 0")
 
 
-def _refuse(name: str, wrong: np.ndarray, what: str) -> None:
+def _refuse(name: str, wrong: Any, what: str) -> None:
     if wrong.any():
         raise ValueError(f"{name} must be {what}; that of user {wrong.argmax()} is not")
 

@@ -111,7 +111,7 @@ def save(path: str | os.PathLike, fitted: Fitted) -> None:
             f"fitted.temperature {fitted.temperature}"
         )
     try:
-        _from_arrays(arrays, metadata)
+        _check(arrays, metadata)
     except ValueError as error:
         raise ValueError(f"fitted cannot be saved: {error}") from error
     write_record(path, arrays, metadata)
@@ -136,8 +136,8 @@ def load(path: str | os.PathLike) -> Fitted:
         return _from_arrays(arrays, metadata)
 
 
-def _from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Fitted:
-    """The fit that a file holds.
+def _check(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple:
+    """(config, selection, temperature, names of users, of items) of a fit's file.
 
     Raises:
       ValueError: something is missing, or does not fit together.
@@ -150,13 +150,13 @@ def _from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Fit
     ):
         raise ValueError("selection must be a list of objects")
     temperature = float(metadata["temperature"])
-    names = [
+    users, items = (
         _records.decode_names(arrays[key], key) if key in arrays else None
         for key in ("user_ids", "item_ids")
-    ]
-    if names[0] is not None and names[0].shape != arrays["weights"].shape[:1]:
+    )
+    if users is not None and users.shape != arrays["weights"].shape[:1]:
         raise ValueError(
-            f"user_ids names {names[0].size} users, but weights have shape "
+            f"user_ids names {users.size} users, but weights have shape "
             f"{arrays['weights'].shape}"
         )
     if (rank := int(metadata["rank"])) != arrays["basis"].shape[1]:
@@ -164,6 +164,12 @@ def _from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Fit
             f"rank {rank}, but its basis has shape {arrays['basis'].shape}"
         )
     _records.check_fit(arrays, temperature, config)
+    return config, tuple(selection), temperature, users, items
+
+
+def _from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Fitted:
+    """The fit that a file holds."""
+    config, selection, temperature, users, items = _check(arrays, metadata)
     x = {name: jnp.asarray(a) for name, a in arrays.items() if "_ids" not in name}
     for name in ("basis", "logits"):  # Without x64, float64 becomes float32.
         _checks.check_finite(x[name], name)
@@ -181,12 +187,12 @@ def _from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Fit
             temperature=temperature,
             **{name: x[name] for name in numbers},
         ),
-        history=History(**history, selection=tuple(selection)),
+        history=History(**history, selection=selection),
         unpruned=unpruned,
         kept=x.get("kept"),
         temperature=temperature,
         config=config,
-        ids=None if all(x is None for x in names) else Ids(*names),
+        ids=None if users is None and items is None else Ids(users, items),
     )
 
 

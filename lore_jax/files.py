@@ -124,7 +124,7 @@ def digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str
         total.update(
             json.dumps([name, array.dtype.str, np.shape(arrays[name])]).encode()
         )
-        total.update(array.reshape(-1).view(np.uint8))
+        total.update(array.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
@@ -205,9 +205,9 @@ class _Part:
 
     def close(self) -> None:
         """Unlocks."""
-        if self.handle is not None:
+        if self.handle >= 0:
             os.close(self.handle)
-            self.handle = None
+            self.handle = -1
 
 
 @contextlib.contextmanager

@@ -224,30 +224,29 @@ def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Prog
     Raises:
       ValueError: something is missing, disagrees, or was changed.
     """
-    fields: dict[str, Any] = {name: [] for name in _FIELDS}
+    fields: dict[str, list] = {name: [] for name in _FIELDS}
     for field, values in fields.items():
         while (name := f"{field}.{len(values)}") in arrays:
             values.append(arrays[name])
     if sum(map(len, fields.values())) != len(arrays) or not fields["state"]:
         raise ValueError(f"expected numbered arrays of a progress, got {list(arrays)}")
-    metrics = fields.pop("metrics")
-    if len(metrics) != len(Metrics._fields):
+    if len(fields["metrics"]) != len(Metrics._fields):
         raise ValueError(f"metrics must be {len(Metrics._fields)} arrays float[n]")
     try:
         rows = parse_json(metadata["rows"], "rows")
-        texts: Any = {name: metadata[name] for name in ("name", "fingerprint")}
-        mark = metadata["seal"]
+        progress = Progress(
+            state=tuple(fields["state"]),
+            metrics=Metrics(*fields["metrics"]),
+            trail=tuple(fields["trail"]),
+            best=tuple(fields["best"]),
+            finished=tuple(fields["finished"]),
+            name=metadata["name"],
+            rows=tuple(rows) if isinstance(rows, list) else (rows,),
+            fingerprint=metadata["fingerprint"],
+            digest=metadata["seal"],
+        )
     except KeyError as error:
         raise ValueError(f"metadata: {error!r}") from error
-    if not isinstance(rows, list):
-        raise ValueError("rows must be objects with a log_loss each")
-    progress = Progress(
-        metrics=Metrics(*metrics),
-        rows=tuple(rows),
-        digest=mark,
-        **texts,
-        **{field: tuple(values) for field, values in fields.items()},
-    )
     check_progress(progress)
     return progress
 
