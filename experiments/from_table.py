@@ -248,7 +248,11 @@ def main(argv=None) -> list[dict]:
     """Command line."""
     parser = prepare.make_parser(__doc__.splitlines()[0], "runs/mine")
     names = [action.dest for action in parser._actions if action.dest != "help"]
-    for name in ("data", "leak_threshold"):  # --data is FILE; cli has the other, too
+    for name in (
+        "data",
+        "data_revision",
+        "leak_threshold",
+    ):  # --data is FILE; cli has the other, too
         prepare.drop_flag(parser, name)
     cli.add_flags(parser)
     add = parser.add_argument

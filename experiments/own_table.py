@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.stored import load_array
 from experiments.table_files import (
     DELIMITERS,
     NEEDED,
@@ -173,7 +174,7 @@ def read_embeddings(path: Path, name: str | None = None) -> np.ndarray:
         )
     try:
         if ending == ".npy":
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            found = load_array(path, mmap_mode="r")
         else:
             found = _read_tensor(path, name)
     except FileNotFoundError:
@@ -211,10 +212,7 @@ def read_head(path: Path, features: np.ndarray, source: Path) -> np.ndarray:
     Raises:
         ValueError: if its length is not theirs, or it is not finite.
     """
-    try:
-        head = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    head = load_array(path)
     if head.size != features.shape[1] or max(head.shape, default=0) != head.size:
         raise ValueError(
             f"{path} has shape {head.shape}, but the rows of {source} have length "

@@ -66,8 +66,8 @@ def to_utf_8(path: Path, data: bytes, encoding: str, *, records: bool) -> bytes:
         before = data[: error.start].decode(encoding, "replace")
         row = _count_rows(before) if records else _count_lines(before)
         raise ValueError(
-            f"{path}, row {row}: byte 0x{data[error.start]:02x} is not {encoding}; give "
-            "the file's encoding with --encoding (latin-1, cp1252, utf-16, …)"
+            f"{path}, row {row}: byte 0x{data[error.start]:02x} is not {encoding}; "
+            "give the file's encoding with --encoding (latin-1, cp1252, utf-16, …)"
         ) from error
     if plain:
         return data.removeprefix(mark)

@@ -162,6 +162,8 @@ def replacing_all(paths: Sequence[str | os.PathLike]) -> Iterator[list[pathlib.P
             part.finish()
         for part in parts:
             part.rename()
+        for folder in {part.target.parent for part in parts}:
+            _sync_folder(folder)
 
 
 class _Part:
@@ -201,7 +203,6 @@ class _Part:
         if fcntl is None:
             self.close()  # Windows renames no open file.
         os.replace(self.temporary, self.target)
-        _sync_folder(self.target.parent)
 
     def close(self) -> None:
         """Unlocks."""

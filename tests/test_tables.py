@@ -444,7 +444,7 @@ def test_damaged_embeddings_are_refused(put, tmp_path):
         with pytest.raises(ValueError, match=r"x\.npy cannot be read"):
             read_embeddings(put("x.npy", damaged))
     np.save(tmp_path / "o.npy", np.array([[{}]]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"o\.npy cannot be read.*Python objects"):
+    with pytest.raises(ValueError, match=r"o\.npy cannot be read.*values are .*O"):
         read_embeddings(tmp_path / "o.npy")
     np.save(tmp_path / "i.npy", np.zeros((4, 3), np.int64))
     with pytest.raises(ValueError, match=r"i\.npy must hold floating numbers"):
