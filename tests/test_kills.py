@@ -9,12 +9,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUMBER = os.environ.get("KILLS", "5")
-WRITERS = ("fit", "progress", "users")
+WRITERS = (
+    *("fit", "progress", "users"),
+    *("table", "texts", "features", "json", "embed"),
+)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and fork")
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_killed_writer_loses_nothing(writer):
+    if writer == "embed":
+        pytest.importorskip("tqdm", reason="needs the extra 'quickstart'")
     script = ROOT / "tests" / "fixtures" / "kills.py"
     done = subprocess.run(
         [sys.executable, script, writer, NUMBER, "0"],
