@@ -107,6 +107,7 @@ class Progress(struct.PyTreeNode):
       rows: one dict per candidate and hold-out that was trained on.
       choice: what the search chose, once it has; {} before.
       fingerprint: of data, rank, key, config, init and anchor.
+      digest: of everything else here; a record that was changed is refused.
     """
 
     state: tuple
@@ -119,6 +120,7 @@ class Progress(struct.PyTreeNode):
     rows: tuple = struct.field(pytree_node=False, default=())
     choice: dict = struct.field(pytree_node=False, default_factory=dict)
     fingerprint: str = struct.field(pytree_node=False, default="")
+    digest: str = struct.field(pytree_node=False, default="")
 
     @property
     def num_steps(self) -> int:

@@ -13,9 +13,9 @@ from lore_jax.adapt import adapt
 from lore_jax.config import TrainConfig
 from lore_jax.floor import visit_rows
 from lore_jax.progress import Run, fingerprint
+from lore_jax.recipe import fit_marginal
 from lore_jax.results import Fitted, History, Progress
 from lore_jax.reward import init_params, mixture_weights
-from lore_jax.search import fit_marginal
 from lore_jax.selection import learn_prior
 from lore_jax.types import FeatureSource, Preferences, Prior, RewardParams
 
