@@ -28,8 +28,8 @@ class TrainConfig:
         ("marginal"). Of λ, ε and γ, in this order, the search goes from the first value
         towards the second while the loss falls, or else the other way. The first value
         stays unless another is better by two standard errors over users. With "both",
-        what personalisation gains on judgements of known items may not shrink by more
-        than 1.5 % of log-loss.
+        log-loss on judgements of known items, relative to the global model's, may not
+        grow by more than 0.7 %.
       smoothings: candidate ε of the coordinates (`coordinates`): from ∞, the embedding
         alone, to 0, item ids alone where M ≤ D; likewise.
       temperings: candidate γ of the prior; likewise, but the least loss is taken

@@ -97,7 +97,7 @@ def _choose(train: Trainer, holdouts, ranks, config: TrainConfig, run: Run) -> d
         "num_steps": int(counts[at]),
         "settings": settings,
         "rows": [*stops, *rows],
-        "heldout": search.report(best, [curve[at] for curve in curves]),
+        "heldout": search.report([curve[at] for curve in curves]),
     }
 
 
@@ -116,14 +116,16 @@ def _candidates(rows: Sequence[dict], best: dict) -> list[dict]:
 
 
 def _warn_unless_it_helps(heldout: Sequence[dict]) -> None:
-    worse = [x for x in heldout if x["gain"] < -2 * x["standard_error"]]
-    if worse:
-        said = ", ".join(
-            f"on held-out {x['holdout']} log-loss is {x['log_loss']:.3f} and that of "
-            f"one direction for all {x['global_log_loss']:.3f}"
-            for x in worse
-        )
-        warnings.warn(f"personalisation does not help: {said}", stacklevel=4)
+    for row in heldout:
+        if row["gain"] < -2 * row["standard_error"]:
+            name = row["holdout"]
+            warnings.warn(
+                f"personalisation does not help on held-out {name}: log-loss is "
+                f"{row['log_loss']:.3f}, that of one direction for all users "
+                f"{row['global_log_loss']:.3f}. TrainConfig(holdout={name!r}) chooses "
+                "the settings for them alone",
+                stacklevel=4,
+            )
 
 
 def _train_on_all(

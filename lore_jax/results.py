@@ -73,8 +73,8 @@ class History(NamedTuple):
         nothing was held out.
       validation_steps: int[C], after how many steps.
       heldout: one dict per hold-out: "holdout" ("judgements" or "items"), "log_loss" of
-        the chosen candidate, "global_log_loss" of one direction for all users tuned on
-        the same hold-outs, "gain", their difference, and its "standard_error".
+        the chosen candidate, "global_log_loss" of the best global Bradley–Terry model
+        for that hold-out, "gain", their difference, and its "standard_error".
       starts: how much trainings from different starts agree, a dict as in
         `diagnostics.report`; empty with one start.
     """

@@ -83,9 +83,10 @@ class Search:
         return better(self.ratios(candidate), self.ratios(than))
 
     def keeps_judgements(self, candidate: dict) -> bool:
-        """Whether personalisation pays on known items as it does at the first."""
-        if candidate["rank"] == 1:
-            return True
+        """Whether judgements of known items are predicted as at the first settings.
+
+        Those of the global model count as they are, all others relative to it.
+        """
         first = {**candidate, **self.first}
         self.losses([candidate, first])
         return keeps_judgements(self.ratios(candidate), self.ratios(first), BASIS_LOSS)
@@ -105,11 +106,12 @@ class Search:
             for trail in [self._trail(name, candidate)]
         ]
 
-    def report(self, candidate: dict, losses: Sequence[np.ndarray]) -> list[dict]:
-        """Its losses float[U] on each hold-out beside those of the global model."""
+    def report(self, losses: Sequence[np.ndarray]) -> list[dict]:
+        """Losses float[U] on each hold-out beside the best of the global models."""
         rows = []
-        baseline = self.losses([self.line])[0] if candidate["rank"] > 1 else losses
-        for name, own, other in zip(self.holdouts, losses, baseline, strict=True):
+        for name, own in zip(self.holdouts, losses, strict=True):
+            lines = [x for key, x in self.known.items() if key[:2] == (name, 1)]
+            other = min(lines, key=lambda x: mean_losses(x[None])[0])
             gain = (other - own)[np.isfinite(other - own)]
             error = gain.std(ddof=1) / gain.size**0.5 if gain.size > 1 else np.inf
             loss, reference = mean_losses(np.stack([own, other]))
@@ -163,12 +165,13 @@ def _loss(losses: np.ndarray) -> dict:
     return {"log_loss": float(mean_losses(losses[None])[0]), "chosen": False}
 
 
-def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
+def walk(search: Search, start: dict, name: str, grid: Sequence, guarded: bool) -> dict:
     """The best value of one setting; `start`'s, unless by two standard errors.
 
     From `start`'s value in the sorted grid, goes on in a direction while the loss falls
-    and judgements of known items do not lose too much: first towards the second value
-    of the grid, and the other way where nothing was better there.
+    and, where that is `guarded`, judgements of known items do not lose too much: first
+    towards the second value of the grid, and the other way where nothing was better
+    there.
     """
     values = sorted(set(grid))
     at, best = values.index(start[name]), start
@@ -178,7 +181,7 @@ def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
         while 0 <= place < len(values):
             candidate = {**start, name: values[place]}
             falls = search.score(candidate) < search.score(best)
-            if not falls or not search.keeps_judgements(candidate):
+            if not falls or (guarded and not search.keeps_judgements(candidate)):
                 break
             best, place = candidate, place + step
         if best is not start:
@@ -188,14 +191,16 @@ def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
     return best
 
 
-def tune(search: Search, start: dict, config: TrainConfig) -> dict:
+def tune(
+    search: Search, start: dict, config: TrainConfig, guarded: bool = True
+) -> dict:
     """The best of the candidates of one rank, one setting after another."""
     best = start
     grids = {"ridge": config.ridges, "smoothing": config.smoothings}
     if start["rank"] > 1:  # With one atom γ only scales the likelihood.
         grids["tempering"] = config.temperings
     for name, grid in grids.items():
-        best = walk(search, best, name, grid)
+        best = walk(search, best, name, grid, guarded)
     return best
 
 
@@ -207,9 +212,9 @@ def select(search: Search, ranks: tuple[int, ...], config: TrainConfig) -> dict:
     are compared once more. Of ranks the least loss is taken.
     """
     first = search.first
-    line = tune(search, {"rank": 1, **first}, config)
-    search.line = line
-    search.scales = mean_losses(search.losses([line])[0])
+    search.line = tune(search, {"rank": 1, **first}, config, guarded=False)
+    search.scales = mean_losses(search.losses([search.line])[0])
+    line = tune(search, {"rank": 1, **first}, config) if 1 in ranks else search.line
     others = [{"rank": rank, **first} for rank in dict.fromkeys(ranks) if rank > 1]
     if not others:
         return line
