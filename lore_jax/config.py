@@ -25,11 +25,11 @@ class TrainConfig:
         mean of the two log-losses, each divided by that of a global Bradley–Terry
         model. "both" is safe for responses that training never saw.
       ridges: candidate λ; 1 / √λ is the prior deviation of a pair's margin
-        ("marginal"). Of λ, ε and γ, in this order, the search goes from the first value
+        ("marginal"). Of ε, λ and γ, in this order, the search goes from the first value
         towards the second while the loss falls, or else the other way. The first value
         stays unless another is better by two standard errors over users. With "both",
         log-loss on judgements of known items, relative to the global model's, may not
-        grow by more than 0.7 %.
+        grow by more than 2.5 %.
       smoothings: candidate ε of the coordinates (`coordinates`): from ∞, the embedding
         alone, to 0, item ids alone where M ≤ D; likewise.
       temperings: candidate γ of the prior; likewise, but the least loss is taken

@@ -196,7 +196,7 @@ def tune(
 ) -> dict:
     """The best of the candidates of one rank, one setting after another."""
     best = start
-    grids = {"ridge": config.ridges, "smoothing": config.smoothings}
+    grids = {"smoothing": config.smoothings, "ridge": config.ridges}
     if start["rank"] > 1:  # With one atom γ only scales the likelihood.
         grids["tempering"] = config.temperings
     for name, grid in grids.items():

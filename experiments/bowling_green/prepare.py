@@ -239,7 +239,18 @@ def main(argv=None) -> dict:
     add("--seed", type=int, default=0, help="of the first split; the others follow")
     add("--splits", type=positive, default=4)
     add("--unseen-share", type=share, default=0.2, help="of the people")
-    add("--heldout-share", type=share, default=0.3, help="of everybody's votes")
+    add(
+        "--heldout-share",
+        type=share,
+        default=0.3,
+        help="of everybody's votes, or of the statements",
+    )
+    add(
+        "--holdout",
+        choices=("judgements", "items"),
+        default="judgements",
+        help="hold out votes, or statements with all their votes",
+    )
     add("--max-training", type=int, default=40, help="most training pairs of a person")
     add("--max-heldout", type=int, default=20, help="most held-out pairs of a person")
     add("--raw", type=Path, help="folder of a Polis export: rebuild the data from it")
@@ -277,6 +288,7 @@ def main(argv=None) -> dict:
             seed=args.seed + number,
             unseen=args.unseen_share,
             heldout=args.heldout_share,
+            holdout=args.holdout,
             max_training=args.max_training,
             max_heldout=args.max_heldout,
         )
