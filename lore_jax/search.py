@@ -64,7 +64,7 @@ class Search:
         candidate: what both lose there alike is what the items are tuned for.
         """
         scales = self.scales.copy()
-        if candidate["rank"] > 1 and len(scales) > 1:
+        if self.line and len(scales) > 1:
             line = {**self.line, "smoothing": candidate["smoothing"]}
             line["ridge"] = candidate["ridge"]
             scales[0] = mean_losses(self.losses([line])[0])[0]
@@ -205,22 +205,21 @@ def tune(
 
 
 def select(search: Search, ranks: tuple[int, ...], config: TrainConfig) -> dict:
-    """The candidate to train, and the global model's losses in `search.scales`.
+    """The candidate to train, and the global model that losses are divided by.
 
     The global Bradley–Terry model is tuned first. Then the ranks are compared at the
     first of all settings, the settings are tuned at the best of them, and the ranks
     are compared once more. Of ranks the least loss is taken.
     """
-    first = search.first
-    search.line = tune(search, {"rank": 1, **first}, config, guarded=False)
+    first = {"rank": 1, **search.first}
+    lines = [tune(search, first, config)] if 1 in ranks else []
+    search.line = tune(search, first, config, guarded=False)
     search.scales = mean_losses(search.losses([search.line])[0])
-    line = tune(search, {"rank": 1, **first}, config) if 1 in ranks else search.line
-    others = [{"rank": rank, **first} for rank in dict.fromkeys(ranks) if rank > 1]
+    others = [{**first, "rank": rank} for rank in dict.fromkeys(ranks) if rank > 1]
     if not others:
-        return line
+        return lines[0]
     search.losses(others)
     best = tune(search, min(others, key=search.score), config)
     others = [{**best, "rank": x["rank"]} for x in others]
     search.losses(others)
-    candidates = [best, *others, *([line] if 1 in ranks else [])]
-    return min(candidates, key=search.score)
+    return min([best, *others, *lines], key=search.score)

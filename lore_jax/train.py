@@ -43,8 +43,8 @@ def fit(
     Args:
       prefs: N pairs of U users.
       rank: K. 0 is the anchor alone, untrained; 1 is one direction for all users;
-        personalisation starts at 2. "auto" chooses among `config.ranks` on held-out
-        judgements.
+        personalisation starts at 2. "auto" chooses among `config.ranks` on the
+        hold-outs.
       key: consumed; the result is deterministic for a key on a given backend.
       config: default `TrainConfig()`.
       init: where to start.
