@@ -189,18 +189,18 @@ def test_no_setting_covers_nearly_always(gamma):
 
 def test_the_two_exact_samplers_agree_on_covariances():
     _, z, _ = oracle.population(np.random.default_rng(0), 0.3, 5, 5, 20)
-    chain = oracle.elliptical_moments(z, 0.3, steps=500, burn=100)[1]
+    chain = oracle.elliptical_moments(z, 0.3, steps=1500)[1]
     drawn = oracle.importance_moments(z, 0.3)[1]
-    assert np.abs(chain - drawn).max() < 0.03
+    assert np.abs(chain - drawn).max() < 0.02
 
 
 def test_the_order_of_directions_is_irrelevant():
     rng = np.random.default_rng(2)
-    prior = oracle.drawn_prior(rng, 0.5, 5, concentration=3.0)
-    _, z, _ = oracle.population(rng, 0.5, 5, 7, 10)
-    order = np.array([2, 0, 3, 1, 4])
-    got = lore.posterior(eye(5), ragged(z), prior, covariance=True).covariance
+    prior = oracle.drawn_prior(rng, 0.5, 4, concentration=3.0)
+    _, z, _ = oracle.population(rng, 0.5, 4, 7, 10)
+    order = np.array([2, 0, 3, 1])
+    got = lore.posterior(eye(4), ragged(z), prior, covariance=True).covariance
     turned = prior.replace(atoms=np.asarray(prior.atoms)[:, order])
-    same = lore.posterior(eye(5), ragged(z[..., order]), turned, covariance=True)
+    same = lore.posterior(eye(4), ragged(z[..., order]), turned, covariance=True)
     want = got[:, order][:, :, order]
     np.testing.assert_allclose(same.covariance, want, atol=2e-5)
