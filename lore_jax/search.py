@@ -10,10 +10,8 @@ from lore_jax.config import TrainConfig
 from lore_jax.progress import Run
 from lore_jax.trainer import Trainer
 from lore_jax.validation import (
-    BASIS_LOSS,
     Validation,
     better,
-    keeps_judgements,
     mean_losses,
     relative,
 )
@@ -81,15 +79,6 @@ class Search:
     def better(self, candidate: dict, than: dict) -> bool:
         """Whether it is better by two standard errors."""
         return better(self.ratios(candidate), self.ratios(than))
-
-    def keeps_judgements(self, candidate: dict) -> bool:
-        """Whether judgements of known items are predicted as at the first settings.
-
-        Those of the global model count as they are, all others relative to it.
-        """
-        first = {**candidate, **self.first}
-        self.losses([candidate, first])
-        return keeps_judgements(self.ratios(candidate), self.ratios(first), BASIS_LOSS)
 
     def curves(self, candidate: dict) -> list[np.ndarray]:
         """Users' losses float[S, U] on each hold-out after each tenth of the steps."""
@@ -165,13 +154,12 @@ def _loss(losses: np.ndarray) -> dict:
     return {"log_loss": float(mean_losses(losses[None])[0]), "chosen": False}
 
 
-def walk(search: Search, start: dict, name: str, grid: Sequence, guarded: bool) -> dict:
+def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
     """The best value of one setting; `start`'s, unless by two standard errors.
 
-    From `start`'s value in the sorted grid, goes on in a direction while the loss falls
-    and, where that is `guarded`, judgements of known items do not lose too much: first
-    towards the second value of the grid, and the other way where nothing was better
-    there.
+    From `start`'s value in the sorted grid, goes on in a direction while the loss
+    falls: first towards the second value of the grid, and the other way where nothing
+    was better there.
     """
     values = sorted(set(grid))
     at, best = values.index(start[name]), start
@@ -180,8 +168,7 @@ def walk(search: Search, start: dict, name: str, grid: Sequence, guarded: bool) 
         place = at + step
         while 0 <= place < len(values):
             candidate = {**start, name: values[place]}
-            falls = search.score(candidate) < search.score(best)
-            if not falls or (guarded and not search.keeps_judgements(candidate)):
+            if not search.score(candidate) < search.score(best):
                 break
             best, place = candidate, place + step
         if best is not start:
@@ -191,16 +178,14 @@ def walk(search: Search, start: dict, name: str, grid: Sequence, guarded: bool) 
     return best
 
 
-def tune(
-    search: Search, start: dict, config: TrainConfig, guarded: bool = True
-) -> dict:
+def tune(search: Search, start: dict, config: TrainConfig) -> dict:
     """The best of the candidates of one rank, one setting after another."""
     best = start
     grids = {"smoothing": config.smoothings, "ridge": config.ridges}
     if start["rank"] > 1:  # With one atom γ only scales the likelihood.
         grids["tempering"] = config.temperings
     for name, grid in grids.items():
-        best = walk(search, best, name, grid, guarded)
+        best = walk(search, best, name, grid)
     return best
 
 
@@ -212,14 +197,14 @@ def select(search: Search, ranks: tuple[int, ...], config: TrainConfig) -> dict:
     are compared once more. Of ranks the least loss is taken.
     """
     first = {"rank": 1, **search.first}
-    lines = [tune(search, first, config)] if 1 in ranks else []
-    search.line = tune(search, first, config, guarded=False)
+    search.line = tune(search, first, config)
     search.scales = mean_losses(search.losses([search.line])[0])
     others = [{**first, "rank": rank} for rank in dict.fromkeys(ranks) if rank > 1]
     if not others:
-        return lines[0]
+        return search.line
     search.losses(others)
     best = tune(search, min(others, key=search.score), config)
     others = [{**best, "rank": x["rank"]} for x in others]
     search.losses(others)
+    lines = [search.line] if 1 in ranks else []
     return min([best, *others, *lines], key=search.score)

@@ -103,7 +103,7 @@ def choose_refinement(
         tried = [{k: x[k] for k in ("concentration", "decay")} for x in settings]
         losses = np.stack(losses, axis=1)
         tried = rows_of(tried, losses, scales)
-        chosen = settings[choose(tried, losses)]
+        chosen = settings[choose(tried)]
         rows += tried
     pairs = [(rho, scale) for scale in config.margin_scales for rho in config.spreads]
     if len(pairs) > 1:
@@ -115,8 +115,8 @@ def choose_refinement(
         tried = [{"spread": rho, "margin_scale": s} for rho, s in pairs]
         tried = rows_of(tried, losses, scales)
         best = int(np.argmin([row["relative"] for row in tried]))
-        losses = losses / scales[:, None]
-        best = best if better(losses[best], losses[0]) else 0
+        ratios = losses / scales[:, None]
+        best = best if better(ratios[best], ratios[0]) else 0
         tried[best]["chosen"] = True
         chosen["spread"], chosen["margin_scale"] = pairs[best]
         rows += tried
@@ -177,7 +177,7 @@ def learn_prior(
     priors = [learn(validation.training, g) for g in config.temperings]
     losses = validation.loss(eye, priors)[:, None]
     rows = rows_of([{"tempering": g} for g in config.temperings], losses, np.ones(1))
-    best = choose(rows, losses)
+    best = choose(rows)
     results = [(eye, priors[best])]
     settings, more = choose_refinement([validation], results, np.ones(1), config)
     final = learn(prefs, config.temperings[best])

@@ -21,11 +21,6 @@ from lore_jax.floor import project_rows
 from lore_jax.splits import canonical_rows, hold_out, items_of, shares_items
 from lore_jax.types import Preferences, Prior
 
-# Relative log-loss on judgements of known items that may be given up for new items: by
-# the basis, about one point of accuracy, and by any later setting.
-BASIS_LOSS = 0.025
-_LOSS = 0.003
-
 
 class Validation(NamedTuple):
     """A grouped split of training pairs.
@@ -159,12 +154,6 @@ def better(losses: np.ndarray, than: np.ndarray) -> bool:
     return bool(sum(gains) > 2 * sum(variances) ** 0.5)
 
 
-def keeps_judgements(losses: np.ndarray, than: np.ndarray, give: float = _LOSS) -> bool:
-    """Whether judgements, the first of two hold-outs, lose no more than a share."""
-    new, old = mean_losses(np.stack([losses[0], than[0]]))
-    return len(losses) < 2 or not new > old * (1 + give)
-
-
 def choose_stop(curves: Sequence[np.ndarray], scales: np.ndarray) -> int:
     """The row of losses float[S, U] of each hold-out to stop at.
 
@@ -177,8 +166,7 @@ def choose_stop(curves: Sequence[np.ndarray], scales: np.ndarray) -> int:
         return len(rows) - 1
     best = min(finite, key=lambda s: relative(rows[s], scales))
     rows = rows / scales[:, None]
-    both = rows[best], rows[finite[-1]]
-    return int(best if better(*both) and keeps_judgements(*both) else finite[-1])
+    return int(best if better(rows[best], rows[finite[-1]]) else finite[-1])
 
 
 def rows_of(
@@ -196,16 +184,8 @@ def rows_of(
     ]
 
 
-def choose(rows: list[dict], losses: np.ndarray) -> int:
-    """Marks the row with the least relative loss, the first of equals: its place.
-
-    Of losses float[C, H, U] on two hold-outs, those on judgements must be within
-    `_LOSS` of the least.
-    """
-    values = np.array([row["relative"] for row in rows])
-    first = [np.nan_to_num(mean_losses(x)[0], nan=np.inf) for x in losses]
-    least = losses[int(np.argmin(first))]
-    kept = np.array([keeps_judgements(x, least) for x in losses])
-    best = int(np.where(kept | ~kept.any(), values, np.inf).argmin())
+def choose(rows: list[dict]) -> int:
+    """Marks the row with the least relative loss, the first of equals: its place."""
+    best = int(np.argmin([row["relative"] for row in rows]))
     rows[best]["chosen"] = True
     return best
