@@ -19,7 +19,7 @@ T = TypeVar("T")
 _END = object()
 _PATIENCE = 0.5  # seconds that Ctrl-C waits for programs of other threads
 _local = threading.local()
-_left: list[jax.Array] = []  # one result each of programs that still run
+_left: list[Any] = []  # one result each of programs that still run
 _FEW = 100_000  # operations of a batch that LAPACK's caller keeps on its thread
 
 
@@ -192,7 +192,8 @@ def check_stopped() -> None:
 
 def wait_for(arrays: T) -> T:
     """`jax.block_until_ready` that Ctrl-C and `check_stopped` can end."""
-    start, leaves = time.monotonic(), jax.tree.leaves(arrays)
+    leaves: list[Any] = jax.tree.leaves(arrays)
+    start = time.monotonic()
     try:
         while not all(x.is_ready() for x in leaves):
             check_stopped()
