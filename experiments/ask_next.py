@@ -17,6 +17,7 @@ import lore_jax as lore
 from experiments.calibration import flags, problems
 from experiments.few_shot import show
 from experiments.intervals import bootstrap, paired
+from experiments.stored import replacing
 
 METHODS = ("information", "margin", "random")
 SHOWN = (1, 2, 3, 5, 10, 15, 20)
@@ -42,7 +43,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     what = "" if args.planted is None else f"-planted{args.planted:g}"
     path = args.out / f"ask_next{what}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nwrote {path}")
 
 

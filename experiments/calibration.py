@@ -54,7 +54,7 @@ def flags(doc: str | None):
 def problems(args, rank: int):
     """Yields (split, fitted) of what the command line asks for."""
     if args.planted is None:
-        return fits(rank, args.splits, args.out)
+        return fits(rank, args.splits, args.out, args.holdout)
     return planted(rank, args.splits, args.planted)
 
 

@@ -11,21 +11,38 @@ finished in that order; a marker beside the table, replaced atomically, counts t
 a killed run continues there.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import inspect
-import json
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments.tables import digest, load_features, view_table, write_json
+from experiments.stored import (
+    load_array,
+    load_features,
+    read_json,
+    view_table,
+    write_array,
+    write_json,
+)
+from experiments.tables import digest
 from experiments.texts import TextIndex
 
 DEFAULT_MODEL = "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2"
 TEMPLATE_DATE = "26 Jul 2024"  # some templates print today's date unless given one
 SENTINEL = "\u2060response\u2060"
+SAFE = {"trust_remote_code": False}  # No code of a repository runs,
+SAFE_MODEL = {**SAFE, "use_safetensors": True}  # and no pickle is opened.
+BLOCK = 4096  # rows read at a time
+# A template is a program of the model's author: bounds of its size, of what it adds to
+# a conversation (characters), and of its time.
+TEMPLATE_SIZE, TEMPLATE_ADDS, TEMPLATE_SECONDS = 100_000, 20_000, 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +101,7 @@ class RewardModel:
 
         Raises:
             ValueError: if the model has no single-output linear head ``score``, or the
-                tokenizer no chat template.
+                tokenizer no chat template, or one of more than ``TEMPLATE_SIZE``.
         """
         weight = getattr(getattr(model, "score", None), "weight", None)
         if weight is None:
@@ -96,6 +113,11 @@ class RewardModel:
             raise ValueError(f"the head has {weight.shape[0]} outputs, expected one")
         if not tokenizer.chat_template:
             raise ValueError(f"the tokenizer of {config.model} has no chat template")
+        if (size := len(str(tokenizer.chat_template))) > TEMPLATE_SIZE:
+            raise ValueError(
+                f"the chat template of {config.model} has {size} characters, expected "
+                f"at most {TEMPLATE_SIZE}"
+            )
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
         self.head = weight.detach().float().cpu().numpy()[0]
         bias = getattr(model.score, "bias", None)
@@ -109,7 +131,7 @@ class RewardModel:
 
     @classmethod
     def load(cls, config: EmbedConfig) -> "RewardModel":
-        """Load model and tokenizer.
+        """Load model and tokenizer, from safetensors alone and without their code.
 
         Raises:
             ValueError: if the checkpoint lacks weights, above all the head: a language
@@ -124,6 +146,7 @@ class RewardModel:
             revision=config.revision,
             dtype=getattr(torch, config.model_dtype),
             output_loading_info=True,
+            **SAFE_MODEL,
         )
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
@@ -131,15 +154,27 @@ class RewardModel:
                 f"{missing[:4]}"
             )
         tokenizer = AutoTokenizer.from_pretrained(
-            config.model, revision=config.revision
+            config.model, revision=config.revision, **SAFE
         )
         return cls(model.to(device), tokenizer, config)
 
     def render(self, messages: Sequence[dict]) -> str:
-        """The text that the model reads: the chat template, applied once."""
-        return self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, date_string=TEMPLATE_DATE
-        )
+        """The text that the model reads: the chat template, applied once.
+
+        Raises:
+            ValueError: if the template takes too long, or adds too much.
+        """
+        with time_limit(TEMPLATE_SECONDS, "the chat template"):
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, date_string=TEMPLATE_DATE
+            )
+        said = sum(len(message["content"]) for message in messages)
+        if len(text) > 2 * said + TEMPLATE_ADDS + TEMPLATE_ADDS // 20 * len(messages):
+            raise ValueError(
+                f"the chat template makes {len(text)} characters of {said} in "
+                f"{len(messages)} messages"
+            )
+        return text
 
     def response(self, messages: Sequence[dict]) -> str:
         """What the template makes of the last message's content alone."""
@@ -229,6 +264,26 @@ class RewardModel:
         return int(pad)
 
 
+@contextlib.contextmanager
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """Raises `ValueError` in a body that takes longer; in the main thread of POSIX."""
+    main = threading.current_thread() is threading.main_thread()
+    if not (main and hasattr(signal, "setitimer")):
+        yield
+        return
+
+    def late(*_):
+        raise ValueError(f"{what} takes more than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def embed_texts(reward: RewardModel, texts: TextIndex, folder) -> np.ndarray:
     """Write the feature table of ``texts`` into ``folder``, or continue it.
 
@@ -241,8 +296,9 @@ def embed_texts(reward: RewardModel, texts: TextIndex, folder) -> np.ndarray:
         The table [M, D], memory-mapped.
 
     Raises:
-        ValueError: if the folder holds a table of other texts or another model, if two
-            texts are the same to the model, or the head's check fails.
+        ValueError: if the folder holds a table of other texts or another model, or one
+            whose finished rows have changed, if two texts are the same to the model,
+            or the head's check fails.
     """
     from tqdm import tqdm
 
@@ -255,14 +311,16 @@ def embed_texts(reward: RewardModel, texts: TextIndex, folder) -> np.ndarray:
     marker["at_max_length"] = int((lengths == config.max_length).sum())
     order = np.lexsort((np.arange(len(ids)), -lengths))
     shape = (len(texts), len(reward.head))
-    done = _resume(folder, marker)
     bits = np.uint16 if config.table_dtype == "bfloat16" else np.float32
-    stored = np.lib.format.open_memmap(
-        folder / "features.npy", "r+" if done else "w+",
-        **({} if done else {"dtype": bits, "shape": shape}),
-    )  # fmt: skip
+    done, rows_digest = _resume(folder, marker, order, bits)
+    path = folder / "features.npy"
+    if done:
+        stored = np.lib.format.open_memmap(path, "r+")
+    else:  # The marker goes first: it would call rows of the new table finished.
+        (folder / "features.json").unlink(missing_ok=True)
+        stored = np.lib.format.open_memmap(path, "w+", dtype=bits, shape=shape)
     table = view_table(stored, config.table_dtype)
-    np.save(folder / "head.npy", reward.head)
+    write_array(folder / "head.npy", reward.head)
     saved, first = time.monotonic(), True
     with tqdm(total=len(ids), initial=done, desc="embed", disable=None) as progress:
         while done < len(ids):
@@ -274,11 +332,13 @@ def embed_texts(reward: RewardModel, texts: TextIndex, folder) -> np.ndarray:
                 center = _center(folder, config, values, fresh=done == 0)
                 first = False
             table[rows] = values - center
+            rows_digest.update(stored[rows].tobytes())
             done += len(rows)
             progress.update(len(rows))
             if done == len(ids) or time.monotonic() - saved >= config.save_seconds:
                 stored.flush()  # the rows first, then the claim that they are there
-                write_json(folder / "features.json", {**marker, "done": done})
+                found = {"done": done, "rows_digest": rows_digest.hexdigest()}
+                write_json(folder / "features.json", {**marker, **found})
                 saved = time.monotonic()
     return load_features(folder)
 
@@ -288,9 +348,11 @@ def is_complete(folder, config: EmbedConfig, texts: TextIndex) -> bool:
     path = Path(folder) / "features.json"
     if not path.exists():
         return False
-    found = json.loads(path.read_text())
+    found = read_json(path)
     wanted = {**config.identity(), "texts": texts.fingerprint(), "done": len(texts)}
-    return all(found.get(name) == value for name, value in wanted.items())
+    if any(found.get(name) != value for name, value in wanted.items()):
+        return False
+    return len(load_features(folder)) == len(texts)
 
 
 def start_marker(reward: RewardModel, texts: TextIndex) -> dict:
@@ -306,12 +368,16 @@ def start_marker(reward: RewardModel, texts: TextIndex) -> dict:
     }
 
 
-def _resume(folder: Path, marker: dict) -> int:
-    """How many rows an earlier run of the very same table has done."""
-    path = folder / "features.json"
+def _resume(folder: Path, marker: dict, order: np.ndarray, bits):
+    """(rows that an earlier run of the very same table has done, their digest).
+
+    The digest is of the rows' bytes in the order in which they were finished, so that
+    a marker beside another table, or a table that was begun again, is noticed.
+    """
+    path, total = folder / "features.json", hashlib.blake2b(digest_size=16)
     if not path.exists() or not (folder / "features.npy").exists():
-        return 0
-    found = json.loads(path.read_text())
+        return 0, total
+    found = read_json(path)
     keys = set(marker) - {"at_max_length"}
     if changed := sorted(k for k in keys if found.get(k) != marker[k]):
         raise ValueError(
@@ -319,7 +385,18 @@ def _resume(folder: Path, marker: dict) -> int:
             + ", ".join(f"{k} {found.get(k)!r} → {marker[k]!r}" for k in changed)
             + "; use another folder, or delete this one's features.json"
         )
-    return int(found["done"])
+    done, stored = found.get("done"), load_array(folder / "features.npy", mmap_mode="r")
+    shape = (marker["rows"], marker["features"])
+    good = type(done) is int and 0 <= done <= shape[0] and stored.dtype == bits
+    if good and stored.shape == shape:
+        for start in range(0, done, BLOCK):
+            total.update(stored[order[start : min(start + BLOCK, done)]].tobytes())
+    if total.hexdigest() != found.get("rows_digest") or stored.shape != shape:
+        raise ValueError(
+            f"{folder}: features.npy is not the table whose {done} rows features.json "
+            "calls done; delete features.json to begin again"
+        )
+    return done, total
 
 
 def _center(folder: Path, config: EmbedConfig, values: np.ndarray, *, fresh: bool):
@@ -331,8 +408,8 @@ def _center(folder: Path, config: EmbedConfig, values: np.ndarray, *, fresh: boo
         return np.float32(0)
     path = folder / "center.npy"
     if fresh:
-        np.save(path, values.mean(0, dtype=np.float64).astype(np.float32))
-    return np.load(path)
+        write_array(path, values.mean(0, dtype=np.float64).astype(np.float32))
+    return load_array(path)
 
 
 def _refuse_equal(ids: Sequence[np.ndarray]) -> None:

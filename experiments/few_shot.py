@@ -3,7 +3,8 @@
     python -m experiments.few_shot                    # K = 2, 5, 10 on four splits
     python -m experiments.few_shot --ranks 2 --splits 1
 
-Held-out votes of unseen people on bowling_green; every method uses the same basis. The
+Held-out votes of unseen people on bowling_green, on known statements or, with
+`--holdout items`, on new ones; every method uses the same basis. The
 differences are paired, person by person, with 95 % intervals over people and splits.
 """
 
@@ -25,18 +26,25 @@ def parser(doc: str | None, ranks: list[int]) -> argparse.ArgumentParser:
     """The flags of the scripts that study new people on bowling_green."""
     made = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     made.add_argument("--ranks", type=int, nargs="+", default=ranks, help="K ≥ 2")
+    made.add_argument(
+        "--holdout",
+        choices=("judgements", "items"),
+        default="judgements",
+        help="what tests: votes on known statements, or new statements",
+    )
     made.add_argument("--splits", type=int, default=4, help="how many splits")
     made.add_argument("--out", type=pathlib.Path, default="runs/new_people")
     return made
 
 
-def fits(rank: int, splits: int, out: pathlib.Path) -> Iterator:
+def fits(rank: int, splits: int, out: pathlib.Path, holdout: str) -> Iterator:
     """Yields (split, fitted); fits are kept under `out` and read again from there."""
     out.mkdir(parents=True, exist_ok=True)
     votes = lore.datasets.load("bowling_green")
     for seed in range(splits):
-        split = votes.split(seed=seed)
-        path = out / f"lore_jax-{lore.__version__}-k{rank}-split{seed}.safetensors"
+        split = votes.split(seed=seed, holdout=holdout)
+        name = f"lore_jax-{lore.__version__}-{holdout}-k{rank}-split{seed}"
+        path = out / f"{name}.safetensors"
         if not path.is_file():
             key = jax.random.key(seed)
             lore.save(path, lore.fit(split.seen, rank=rank, key=key))
@@ -61,10 +69,12 @@ def main() -> None:
     results = {}
     for rank in args.ranks:
         found: dict = {}
-        for seed, (split, fitted) in enumerate(fits(rank, args.splits, args.out)):
+        for seed, (split, fitted) in enumerate(
+            fits(rank, args.splits, args.out, args.holdout)
+        ):
             adapt_all(split, fitted, seed, found)
         results[str(rank)] = report(rank, found)
-    path = args.out / "few_shot.json"
+    path = args.out / f"few_shot_{args.holdout}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nwrote {path}")
 

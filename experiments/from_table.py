@@ -2,10 +2,13 @@
 
     python -m experiments.from_table FILE --out runs/mine
 
-FILE is Parquet, CSV or JSONL with the columns ``user``, ``prompt``, ``chosen`` and
-``rejected`` (texts), and optionally ``group`` (one judgement: a turn, a dialogue, a
-session; default the prompt), ``label`` (P(chosen is preferred), from 0 to 1) and
-``weight``; an optional column must be filled in every row or in none. With
+FILE is Parquet, CSV, TSV, JSONL or JSON, also gzipped, with the columns ``user``,
+``prompt``, ``chosen`` and ``rejected`` (texts), and optionally ``group`` (one
+judgement: a turn, a dialogue, a session; default the prompt), ``label`` (P(chosen is
+preferred), from 0 to 1) and ``weight``; an optional column must be filled in every row
+or in none. Where the file calls a column something else, say ``--user-column NAME`` and
+the like. ``chosen`` and ``rejected`` may be lists of chat messages that end with the
+answer; then ``prompt`` may be the messages before it, or missing. With
 ``--embeddings FILE`` (``.npy`` or safetensors, float[M, D]) ``chosen`` and ``rejected``
 are row numbers, counted from 0, and ``prompt`` may be missing.
 
@@ -18,6 +21,7 @@ People are divided into seen and unseen, groups into training and held-out ones;
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +34,7 @@ from experiments.own_table import (
     read_table,
 )
 from experiments.parts import check_leaks, hash_array
+from experiments.table_files import NEEDED, OPTIONAL
 from experiments.tables import (
     PairTable,
     drop_shared,
@@ -46,19 +51,66 @@ def text_rows(columns: dict[str, list], texts: TextIndex) -> dict[str, list]:
     """Replace texts by their rows in ``texts``.
 
     Raises:
-        TypeError: if a text is not a string, naming the row.
-        ValueError: if there is no prompt column.
+        TypeError: if a text is neither a string nor a list of messages, naming the row.
+        ValueError: if there is no prompt column and no messages either, or the two
+            sides of a row answer different messages.
     """
-    if "prompt" not in columns:
+    plain = not all(map(_is_messages, columns["chosen"]))
+    if "prompt" not in columns and plain:
         raise ValueError("texts need a prompt column; row numbers need --embeddings")
-    out = {**columns, "chosen": [], "rejected": []}
-    for number, prompt in enumerate(columns["prompt"]):
-        ask = {"role": "user", "content": prompt}
+    out = {**columns, "prompt": [], "chosen": [], "rejected": []}
+    for number in range(len(columns["user"])):
+        prompt = columns["prompt"][number] if "prompt" in columns else None
+        asked = {}
         for side in ("chosen", "rejected"):
-            answer = {"role": "assistant", "content": columns[side][number]}
-            row = texts.add([ask, answer], f"row {number}, {side}")
-            out[side].append(row)
+            where = f"row {number}, {side}"
+            messages = conversation(prompt, columns[side][number], where)
+            out[side].append(texts.add(messages, where))
+            asked[side] = [(m["role"], m["content"]) for m in messages[:-1]]
+        if asked["chosen"] != asked["rejected"]:
+            raise ValueError(
+                f"row {number}: chosen and rejected answer different messages: "
+                f"{str(asked['chosen'])[-60:]} and {str(asked['rejected'])[-60:]}"
+            )
+        out["prompt"].append(
+            prompt if isinstance(prompt, str) else json.dumps(asked["chosen"])
+        )
     return out
+
+
+def conversation(prompt, answer, where: str) -> list[dict]:
+    """The messages that end with an answer.
+
+    Args:
+        prompt: a text, the messages before the answer, or None.
+        answer: a text, or messages: the whole conversation, or only its end.
+        where: what to call this row in an error.
+
+    Raises:
+        ValueError: if the last message is none of the assistant's.
+    """
+    if not _is_messages(answer):
+        answer = [{"role": "assistant", "content": answer}]
+    if answer[-1].get("role") != "assistant":
+        raise ValueError(
+            f"{where}: the last message must be the assistant's, the role is "
+            f"{answer[-1].get('role')!r}; messages are {{'role': …, 'content': …}}"
+        )
+    if not _is_messages(prompt):
+        ends = prompt is None or answer[0].get("role") != "assistant"
+        before = [] if ends else [{"role": "user", "content": prompt}]
+    else:
+        before = [] if answer[: len(prompt)] == prompt else prompt
+    return [*before, *answer]
+
+
+def _is_messages(value) -> bool:
+    """Whether a cell is a list of messages rather than one text."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, dict) for message in value)
+    )
 
 
 def build(
@@ -118,7 +170,36 @@ def build(
     if not votes:
         table, shared = drop_shared(table)
         dropped["training pairs whose text is held out too"] = shared
-    return table, {reason: n for reason, n in dropped.items() if n}, votes
+    dropped = {reason: n for reason, n in dropped.items() if n}
+    check_parts(table, dropped)
+    return table, dropped, votes
+
+
+def check_parts(table: PairTable, dropped: dict) -> None:
+    """Refuse a division that leaves nobody to learn from or to test on.
+
+    Raises:
+        ValueError: naming the part that is empty, or whose pairs all weigh nothing.
+    """
+    meaning = {
+        "seen_train": "training pairs of seen people, from which the basis is learned",
+        "seen_heldout": "held-out pairs of seen people",
+        "unseen_train": "pairs that unseen people show",
+        "unseen_heldout": "held-out pairs of unseen people",
+    }
+    counts = table.counts()
+    for name, part in counts.items():
+        if not part["pairs"]:
+            raise ValueError(
+                f"there are no {meaning[name]}: {len(table.users)} people with "
+                f"{ {n: p['pairs'] for n, p in counts.items()} } pairs (dropped: "
+                f"{dropped}). More people, more prompts or groups a person, or other "
+                "--seen-share, --heldout-share and --seed are needed"
+            )
+        seen, heldout = name.startswith("seen"), name.endswith("heldout")
+        mask = table.mask(seen=seen, heldout=heldout)
+        if table.weight is not None and not table.weight[mask].any():
+            raise ValueError(f"every weight of the {meaning[name]} is 0")
 
 
 def units_and_groups(columns: dict[str, list]):
@@ -167,11 +248,18 @@ def main(argv=None) -> list[dict]:
     """Command line."""
     parser = prepare.make_parser(__doc__.splitlines()[0], "runs/mine")
     names = [action.dest for action in parser._actions if action.dest != "help"]
-    for name in ("data", "leak_threshold"):  # --data is FILE; cli has the other, too
+    for name in (
+        "data",
+        "data_revision",
+        "leak_threshold",
+    ):  # --data is FILE; cli has the other, too
         prepare.drop_flag(parser, name)
     cli.add_flags(parser)
     add = parser.add_argument
-    add("file", type=Path, help=".parquet, .csv or .jsonl")
+    add("file", type=Path, help=".parquet, .csv, .tsv, .jsonl or .json, also .gz")
+    for name in (*NEEDED, *OPTIONAL):
+        add(f"--{name}-column", metavar="NAME", help=f"what FILE calls {name}")
+    add("--encoding", help="of a text file; default UTF-8")
     add("--embeddings", type=Path, help="ready features: .npy or .safetensors")
     add("--tensor", help="name of the tensor in a safetensors file")
     add("--head", type=Path, help=".npy, float[D]: a reference direction")
@@ -194,14 +282,22 @@ def main(argv=None) -> list[dict]:
 
 def prepare_table(args: argparse.Namespace, names: list[str]) -> None:
     """Write the prepared folder of a table, or continue it."""
-    columns, texts = read_table(args.file), TextIndex()
+    called = {n: getattr(args, f"{n}_column", None) for n in (*NEEDED, *OPTIONAL)}
+    called = {name: other for name, other in called.items() if other is not None}
+    encoding = getattr(args, "encoding", None)
+    columns = read_table(args.file, called, encoding or "utf-8")
+    texts = TextIndex()
     known = {name: getattr(args, name) for name in names if name in args}
     mine = argparse.Namespace(**known, file=str(args.file.resolve().name))
     mine.data, mine.out = args.file, args.out / "prepared"
     features = head = None
     mine.embeddings, mine.tensor, mine.head = None, args.tensor, None
+    mine.columns, mine.encoding = called or None, encoding
     if args.embeddings is None:
-        columns = text_rows(columns, texts)
+        try:
+            columns = text_rows(columns, texts)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{args.file}, {error}") from error
     else:
         features = read_embeddings(args.embeddings, args.tensor)
         mine.embeddings = f"{args.embeddings.name} {hash_array(features)}"
@@ -216,6 +312,12 @@ def prepare_table(args: argparse.Namespace, names: list[str]) -> None:
         seen_share=args.seen_share,
         heldout_share=args.heldout_share,
     )
+    people = {True: "seen", False: "unseen"}
+    for seen, what in people.items():
+        if (number := int((table.seen == seen).sum())) == 1:
+            prepare.say(
+                f"only {number} person is {what}: intervals over people say nothing"
+            )
     facts = {"shots": "pairs", "shot_counts": [0, 1, 3, 5, 10]}
     facts |= {"ranks": [0, 1, 2, 3, 5], "variants": [None]}
     facts |= {"judgements": "votes" if votes else "groups"}

@@ -4,55 +4,113 @@ Every complaint names the file, the row (counted from 0, without the header and 
 empty lines) and the column.
 """
 
-import csv
-import json
+import gzip
 import math
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-NEEDED = ("user", "chosen", "rejected")
-OPTIONAL = ("prompt", "group", "label", "weight")
+from experiments.stored import load_array
+from experiments.table_files import (
+    DELIMITERS,
+    NEEDED,
+    OPTIONAL,
+    read_csv,
+    read_json,
+    read_parquet,
+    refuse_missing,
+    to_utf_8,
+)
+
+NAMES = ("user", "prompt", "group")  # columns that hold names: texts or integers
+ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 
 
-def read_table(path: Path) -> dict[str, list]:
-    """Columns of a Parquet, CSV or JSONL file.
+def read_table(
+    path: Path, names: Mapping[str, str] | None = None, encoding: str = "utf-8"
+) -> dict[str, list]:
+    """Columns of a Parquet, CSV, TSV, JSONL or JSON file, also gzipped.
 
     A column that no row fills counts as missing; one that some rows fill must be
-    filled in all.
+    filled in all. None, NaN and "" are no value. A CSV file's delimiter is the comma,
+    or the semicolon or tab where only that finds the columns.
+
+    Args:
+        path: the file.
+        names: {column: what the file calls it} of those with another name there.
+        encoding: of a text file; UTF-8 may begin with a byte order mark.
 
     Raises:
-        ValueError: naming the columns that are missing, the row and column without a
-            value, or an unknown ending.
+        ValueError: naming the columns that are missing and those found, the row and
+            column without a value, the row that is broken, or an unknown ending.
     """
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    elif path.suffix == ".csv":
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    elif path.suffix == ".jsonl":
-        with open(path, encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file if line.strip()]
+    path, names = Path(path), dict(names or {})
+    if wrong := sorted(set(names) - {*NEEDED, *OPTIONAL}):
+        raise ValueError(f"names must be of {[*NEEDED, *OPTIONAL]}, got {wrong}")
+    called = {name: names.get(name, name) for name in (*NEEDED, *OPTIONAL)}
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes[-1:] == [".gz"]
+    ending = "".join(suffixes[-2:-1] if packed else suffixes[-1:])
+    if ending not in ENDINGS:
+        raise ValueError(f"{path} must end in {', '.join(ENDINGS)} (or that and .gz)")
+    data = path.read_bytes()
+    if packed:
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is no whole gzip file: {error}") from error
+    if ending == ".parquet":
+        found, given = read_parquet(path, data, called)
+    elif ending in DELIMITERS:
+        text = to_utf_8(path, data, encoding, records=True)
+        found, given = read_csv(path, text, called, DELIMITERS[ending])
     else:
-        raise ValueError(f"{path} must end in .parquet, .csv or .jsonl")
-    if not rows:
-        raise ValueError(f"{path} holds no rows")
-    filled = set()
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: must be an object of columns")
-        filled |= {name for name in row if not _empty(row[name])}
-    if missing := [name for name in NEEDED if name not in filled]:
-        raise ValueError(f"{path}: missing columns {missing}")
-    names = [name for name in (*NEEDED, *OPTIONAL) if name in filled]
-    for number, row in enumerate(rows):
-        if empty := [name for name in names if _empty(row.get(name))]:
+        text = to_utf_8(path, data, encoding, records=False)
+        found, given = read_json(path, text, called)
+    filled = {
+        name: given[other]
+        for name, other in called.items()
+        if other in given and not all(map(_empty, given[other]))
+    }
+    wanted = [*NEEDED, *(name for name in OPTIONAL if name in names)]
+    refuse_missing(path, called, [n for n in wanted if n not in filled], found)
+    for name, values in filled.items():
+        _check_column(path, name, values)
+    return filled
+
+
+def _check_column(path: Path, name: str, values: list) -> None:
+    """Raises `ValueError` at the first row without a value, or with no valid one."""
+    if set(map(type, values)) == {str}:  # As fast as it can be: this is most columns.
+        blank = {""}
+        if name in ("user", "group"):
+            blank |= {value for value in set(values) if value.isspace()}
+        if not blank.isdisjoint(values):
+            number = next(n for n, value in enumerate(values) if value in blank)
+            raise ValueError(f"{path}, row {number}: no {name}, which other rows have")
+        return
+    for number, value in enumerate(values):
+        if isinstance(value, float) and name in ("label", "weight"):
+            continue  # `check_columns` judges numbers, NaN too.
+        if _empty(value) or (name in NAMES and str(value).isspace()):
+            raise ValueError(f"{path}, row {number}: no {name}, which other rows have")
+        if name not in NAMES or (name == "prompt" and isinstance(value, list)):
+            continue
+        whole = isinstance(value, float) and value.is_integer()
+        if isinstance(value, bool) or not (whole or isinstance(value, int | str)):
             raise ValueError(
-                f"{path}, row {number}: no {empty[0]}, which other rows have"
+                f"{path}, row {number}: {name} must be a text or an integer, got "
+                f"{value!r}"
             )
-    return {name: [row[name] for row in rows] for name in names}
+        if isinstance(value, str) != isinstance(values[0], str):
+            raise ValueError(
+                f"{path}, row {number}: {name} is {value!r}, but in row 0 "
+                f"{values[0]!r}: a text and a number are never the same name"
+            )
+    if name in NAMES:
+        values[:] = [int(x) if isinstance(x, float) else x for x in values]
 
 
 def check_columns(columns: dict[str, list], path, num_rows: int | None) -> dict:
@@ -101,26 +159,51 @@ def check_columns(columns: dict[str, list], path, num_rows: int | None) -> dict:
 def read_embeddings(path: Path, name: str | None = None) -> np.ndarray:
     """float[M, D] from ``.npy`` or one tensor of a safetensors file.
 
-    Raises:
-        ValueError: if the file holds several tensors and none was named, no such
-            tensor, or anything but a table of numbers.
-    """
-    if path.suffix == ".npy":
-        found = np.load(path, mmap_mode="r")
-    else:
-        from safetensors import safe_open
+    Sizes in a header are compared with the file's before anything is read.
 
-        with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            if name not in names and (name is not None or len(names) != 1):
-                raise ValueError(f"{path} holds {names}; name one with --tensor")
-            found = file.get_tensor(name or names[0])
+    Raises:
+        ValueError: if the file is of another kind or damaged, holds several tensors
+            and none was named, no such tensor, or anything but a table of floats.
+    """
+    ending = path.suffix.lower()
+    if ending not in (".npy", ".safetensors"):
+        raise ValueError(
+            f"{path} must end in .npy or .safetensors; other files (.pt, .bin, .pkl) "
+            "can run code when they are read: save the tensor with "
+            "safetensors.torch.save_file"
+        )
+    try:
+        if ending == ".npy":
+            found = load_array(path, mmap_mode="r")
+        else:
+            found = _read_tensor(path, name)
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, EOFError, OSError, OverflowError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     if found.ndim != 2 or not all(found.shape):
         raise ValueError(
             f"{path} must be a table of a row per text, [M, D]; its shape is "
             f"{found.shape}"
         )
+    if found.dtype.kind != "f" and "float" not in found.dtype.name:
+        raise ValueError(f"{path} must hold floating numbers, it holds {found.dtype}")
     return found
+
+
+def _read_tensor(path: Path, name: str | None) -> np.ndarray:
+    """One tensor of a safetensors file."""
+    import ml_dtypes  # noqa: F401 (NumPy knows bfloat16 by it)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            if name not in names and (name is not None or len(names) != 1):
+                raise ValueError(f"it holds {names}; name one with --tensor")
+            return file.get_tensor(name or names[0])
+    except SafetensorError as error:
+        raise ValueError(f"it is no whole safetensors file: {error}") from error
 
 
 def read_head(path: Path, features: np.ndarray, source: Path) -> np.ndarray:
@@ -129,7 +212,7 @@ def read_head(path: Path, features: np.ndarray, source: Path) -> np.ndarray:
     Raises:
         ValueError: if its length is not theirs, or it is not finite.
     """
-    head = np.load(path)
+    head = load_array(path)
     if head.size != features.shape[1] or max(head.shape, default=0) != head.size:
         raise ValueError(
             f"{path} has shape {head.shape}, but the rows of {source} have length "
@@ -142,7 +225,8 @@ def read_head(path: Path, features: np.ndarray, source: Path) -> np.ndarray:
 
 
 def _empty(value) -> bool:
-    return value is None or (isinstance(value, str) and value == "")
+    """Whether a cell holds nothing: None, NaN, or the empty text."""
+    return value is None or value == "" or (isinstance(value, float) and value != value)
 
 
 def _number(value) -> float:

@@ -7,7 +7,6 @@ from redrawing who is seen, from the folder's variants, or from more folders.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 
 import lore_jax as lore
 from experiments import leaks
+from experiments.stored import read_json
 from experiments.tables import (
     PairTable,
     Prepared,
@@ -169,7 +169,7 @@ def read_config(folder: Path) -> dict:
     path = Path(folder) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} is not a prepared folder; run prepare first")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def redraw(table: PairTable, number: int, *, limit: bool = True) -> PairTable:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,13 +15,8 @@ from experiments.embed import (
     is_complete,
 )
 from experiments.leaks import check_features, check_pairs
-from experiments.tables import (
-    PairTable,
-    load_features,
-    pairs_path,
-    versions,
-    write_json,
-)
+from experiments.stored import load_features, read_json, write_json
+from experiments.tables import PairTable, pairs_path, versions
 from experiments.texts import TextIndex, load_responses
 
 # Flags that say how to compute, not what: they may change between two runs.
@@ -56,6 +52,7 @@ def make_parser(description: str, out: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, default=Path(out), help="folder to write or continue")
     add("--data", type=Path, help="read .jsonl or .parquet here, not from the hub")
+    add("--data-revision", help="branch, tag or commit of the data set on the hub")
     add("--seed", type=int, default=0, help="decides every split and sample")
     add("--texts-only", action="store_true", help="pairs and text checks, no model")
     add("--leak-threshold", type=float, default=0.95, metavar="ACCURACY",
@@ -89,8 +86,38 @@ def drop_flag(parser: argparse.ArgumentParser, name: str) -> None:
                 del parser._option_string_actions[option]
 
 
-def read_rows(source: str, config: str | None, split: str, data: Path | None):
+def pin_data(args: argparse.Namespace, source: str) -> None:
+    """Make ``--data-revision`` the commit that it names, so that it is recorded.
+
+    A folder begun with one commit of the data set is not continued with another. Where
+    the hub cannot be asked, the flag stays as it is, and that is said.
+    """
+    if args.data is not None:
+        return
+    if args.data_revision and re.fullmatch("[0-9a-f]{40}", args.data_revision):
+        return
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.HfApi().dataset_info(
+            source, revision=args.data_revision
+        )
+    except Exception as error:  # Offline, say: the data may lie in the cache.
+        say(f"the commit of {source} is not recorded, the hub did not say it: {error}")
+        return
+    args.data_revision = found.sha
+
+
+def read_rows(
+    source: str,
+    config: str | None,
+    split: str,
+    data: Path | None,
+    revision: str | None = None,
+):
     """The rows of one split as dictionaries, from the hub or from a local folder.
+
+    No code of the data set's repository runs.
 
     Args:
         source: data set name on the hub.
@@ -98,14 +125,19 @@ def read_rows(source: str, config: str | None, split: str, data: Path | None):
         split: its split.
         data: None for the hub; else a folder with ``CONFIG_SPLIT``, ``CONFIG`` or
             ``SPLIT`` as ``.jsonl`` or ``.parquet``.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         FileNotFoundError: if the folder has none of these, naming them.
+        ValueError: if a file is damaged, naming it and the row.
     """
     if data is None:
         import datasets
 
-        return datasets.load_dataset(source, *([config] if config else []), split=split)
+        names = [config] if config else []
+        return datasets.load_dataset(
+            source, *names, split=split, revision=revision, trust_remote_code=False
+        )
     stems = [f"{config}_{split}", config, split] if config else [split]
     for path in (data / f"{stem}{end}" for stem in stems for end in _READERS):
         if path.exists():
@@ -129,7 +161,7 @@ def start(args: argparse.Namespace, dataset: str, **facts) -> dict:
     config = json.loads(json.dumps({**config, "versions": versions()}))
     path = args.out / "config.json"
     if path.exists():
-        found = json.loads(path.read_text())["arguments"]
+        found = read_json(path).get("arguments", {})
         asked = config["arguments"]
         keys = (set(found) | set(asked)) - set(RUNTIME)
         if has_model_flags(args) and not (args.out / "features.json").exists():
@@ -193,7 +225,7 @@ def finish(
             report["leaks"] = _check(args, tables, responses)
         check_features(load_features(args.out))
         report["leaks"]["features"] = "ok"
-        report["embedding"] = json.loads((args.out / "features.json").read_text())
+        report["embedding"] = read_json(args.out / "features.json")
     write_json(args.out / "report.json", report)
     say(f"wrote {args.out}")
     return report
@@ -232,14 +264,23 @@ def _check(args, tables, responses) -> dict:
 
 
 def _jsonl(path: Path) -> Iterable[dict]:
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    rows = []
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            for line in filter(str.strip, file):
+                rows.append(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}, row {len(rows)}: {error}") from error
+    return rows
 
 
 def _parquet(path: Path) -> Iterable[dict]:
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is no whole Parquet file: {error}") from error
 
 
 _READERS = {".jsonl": _jsonl, ".parquet": _parquet}

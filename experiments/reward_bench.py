@@ -40,11 +40,13 @@ from experiments.prepare import (
     drop_flag,
     embed_config,
     make_parser,
+    pin_data,
     read_rows,
     say,
     start,
 )
-from experiments.tables import load_features, replacing, versions, write_json
+from experiments.stored import load_array, load_features, replacing, write_json
+from experiments.tables import versions
 from experiments.texts import TextIndex
 
 SOURCE = "allenai/reward-bench-2"
@@ -201,12 +203,15 @@ def main(argv=None) -> dict:
     args = parser.parse_args(argv)
     if args.texts_only and args.fit is not None:
         parser.error("--texts-only: nothing is scored, so --fit has no use")
+    pin_data(args, SOURCE)
     known = argparse.Namespace(**vars(args))
     del known.fit, known.users  # the embeddings do not depend on these
     known.out = args.out / "prepared"
     start(known, "reward_bench", variants=[])
     texts = TextIndex()
-    prompts = read_prompts(read_rows(SOURCE, None, "test", args.data), texts)
+    prompts = read_prompts(
+        read_rows(SOURCE, None, "test", args.data, args.data_revision), texts
+    )
     if args.texts_only:
         texts.save(known.out / "texts.jsonl")
         say(f"{len(prompts)} prompts, {len(texts)} texts; no features were made")
@@ -216,7 +221,7 @@ def main(argv=None) -> dict:
         reward = RewardModel.load(config)
         texts.save(known.out / "texts.jsonl")
         embed_texts(reward, texts, known.out)
-    features, head = load_features(known.out), np.load(known.out / "head.npy")
+    features, head = load_features(known.out), load_array(known.out / "head.npy")
     fitted = None if args.fit is None else lore.load(args.fit)
     found = columns(fitted, head, args.users)
     source = lore.data.ArraySource(features)
@@ -241,7 +246,8 @@ def write(out: Path, table: Mapping[str, Mapping[str, float]], facts: Mapping) -
     for name, values in table.items():
         lines.append([name, *(f"{100 * values[subset]:.1f}" for subset in subsets)])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    (out / "reward_bench.md").write_text(text, encoding="utf-8")
+    with replacing(out / "reward_bench.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -30,17 +30,21 @@ The four parts of the protocol: seen and not heldout fits the basis, seen and he
 tests it; an unseen user adapts on pairs not heldout and is tested on those heldout.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
-import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+
+from experiments.stored import array_digest, load_array, load_arrays, read_json
+from experiments.stored import load_features as load_features
+from experiments.stored import replacing as replacing
+from experiments.stored import view_table as view_table
+from experiments.stored import write_features as write_features
+from experiments.stored import write_json as write_json
 
 VERSIONS_OF = (
     *("lore-jax", "jax", "flax", "optax", "numpy"),
@@ -169,9 +173,23 @@ class PairTable:
 
     @classmethod
     def load(cls, path) -> "PairTable":
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(**{name: file[name] for name in file.files})
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: naming the file, if it is damaged or no pair table.
+        """
+        arrays = load_arrays(path)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        missing = fields - set(arrays) - {"label", "weight"}
+        if missing or set(arrays) - fields:
+            raise ValueError(
+                f"{path} is no pair table: missing {sorted(missing)}, unexpected "
+                f"{sorted(set(arrays) - fields)}"
+            )
+        try:
+            return _checked(cls(**arrays))
+        except (ValueError, TypeError, IndexError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def drop_shared(table: PairTable) -> tuple[PairTable, int]:
@@ -236,59 +254,35 @@ def load(folder, variant: str | None = None) -> Prepared:
         variant: which pair table, where there are several (``"alpha_0.1"``).
 
     Raises:
-        ValueError: if the feature table is not complete.
+        ValueError: if the feature table is not complete, or a file is damaged.
     """
     folder = Path(folder)
-    pairs = PairTable.load(pairs_path(folder, variant))
-    head = folder / "head.npy"
+    pairs, features = PairTable.load(pairs_path(folder, variant)), load_features(folder)
+    rows = np.concatenate([pairs.chosen, pairs.rejected])
+    if rows.size and rows.max() >= len(features):
+        raise ValueError(
+            f"{folder}: a pair asks for row {rows.max()}, but there are "
+            f"{len(features)} feature rows; run prepare again"
+        )
     return Prepared(
         folder=folder,
         pairs=pairs,
-        features=load_features(folder),
-        head=np.load(head) if head.exists() else None,
-        config=json.loads((folder / "config.json").read_text()),
+        features=features,
+        head=_load_head(folder, features.shape[1]),
+        config=read_json(folder / "config.json"),
     )
 
 
-def load_features(folder) -> np.ndarray:
-    """The feature table [M, D] of a folder, memory-mapped, as float32 or bfloat16."""
-    folder = Path(folder)
-    marker = json.loads((folder / "features.json").read_text())
-    if marker["done"] != marker["rows"]:
-        raise ValueError(
-            f"{folder}: {marker['done']} of {marker['rows']} feature rows are done; "
-            "run prepare again, it continues where it stopped"
-        )
-    return view_table(np.load(folder / "features.npy", mmap_mode="r"), marker["dtype"])
-
-
-def write_features(folder, features: np.ndarray, head=None) -> None:
-    """Write a ready feature table, for data that come with their embeddings.
-
-    Args:
-        folder: the prepared folder.
-        features: float[M, D]; bfloat16 stays, everything else becomes float32.
-        head: float[D] reference direction, if there is one.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    half = str(features.dtype) == "bfloat16"
-    stored = features.view(np.uint16) if half else features.astype(np.float32)
-    np.save(folder / "features.npy", stored)
-    if head is not None:
-        np.save(folder / "head.npy", np.asarray(head, np.float32).reshape(-1))
-    facts = dict(zip(("rows", "features"), features.shape), done=len(features))
-    dtype = "bfloat16" if half else "float32"
-    write_json(folder / "features.json", {**facts, "dtype": dtype, "model": None})
-
-
-def view_table(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """Stored bits as numbers: bfloat16 lies in ``.npy`` files as uint16."""
-    if dtype != "bfloat16":
-        return stored
-    import ml_dtypes
-
-    return stored.view(ml_dtypes.bfloat16)
+def _load_head(folder: Path, size: int) -> np.ndarray | None:
+    """float[D], or None; refused where it belongs to another feature table."""
+    mark = read_json(folder / "features.json").get("head", "unknown")
+    path = folder / "head.npy"
+    if mark is None or (mark == "unknown" and not path.exists()):
+        return None
+    head = load_array(path)
+    if head.shape != (size,) or mark not in ("unknown", array_digest(head)):
+        raise ValueError(f"{path} belongs to another feature table; run prepare again")
+    return head
 
 
 def pairs_path(folder, variant: str | None = None) -> Path:
@@ -321,22 +315,34 @@ def versions() -> dict:
     return found
 
 
-def write_json(path, value) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half."""
-    with replacing(Path(path)) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of ``path`` when all went well."""
-    temporary = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _checked(table: PairTable) -> PairTable:
+    """The table, or a `ValueError` naming the field that cannot be."""
+    columns = ("user", "unit", "group", "chosen", "rejected", "heldout")
+    extra = [n for n in ("label", "weight") if getattr(table, n) is not None]
+    for name in (*columns, *extra):
+        shape = getattr(table, name).shape
+        if shape != (len(table.user),):
+            raise ValueError(f"{name} has shape {shape}, user {table.user.shape}")
+    if table.seen.shape != table.users.shape:
+        raise ValueError(f"seen has shape {table.seen.shape}")
+    for name in ("users", "units", "groups"):
+        if (ids := getattr(table, name)).dtype.kind != "U" or ids.ndim != 1:
+            raise ValueError(f"{name} must be texts, got {ids.dtype}")
+    for name in ("seen", "heldout"):
+        if getattr(table, name).dtype != bool:
+            raise ValueError(f"{name} must be bool")
+    sizes = {"user": table.users, "unit": table.units, "group": table.groups}
+    for name in columns[:-1]:
+        codes, most = getattr(table, name), len(sizes.get(name, ())) or np.inf
+        if codes.dtype.kind != "i" or (codes < 0).any() or (codes >= most).any():
+            raise ValueError(f"{name} must hold integers from 0 to {most - 1}")
+    if (table.chosen == table.rejected).any():
+        raise ValueError("chosen and rejected are the same in a pair")
+    for name, most in (("label", 1.0), ("weight", np.inf)):
+        if (values := getattr(table, name)) is not None:
+            if not ((values >= 0) & (values <= most) & np.isfinite(values)).all():
+                raise ValueError(f"{name} must be from 0 to {most}")
+    return table
 
 
 def _encode(values) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,8 @@ class TextIndex:
         Raises:
             TypeError: if a role or content is not a string. A list of strings as
                 content would be printed into the text, and tell the answer.
+            ValueError: if there is no message, or a text is none: no file and no
+                tokenizer takes half of a surrogate pair.
         """
         if not messages:
             raise ValueError(f"{where}: no messages")
@@ -45,6 +47,11 @@ class TextIndex:
                         f"{where}: message {place} ({message.get('role')!r}): {key} "
                         f"must be a string, got {type(value).__name__}: "
                         f"{str(value)[:60]!r}"
+                    )
+                if (half := lone_surrogate(value)) >= 0:
+                    raise ValueError(
+                        f"{where}: message {place}: {key} holds half a character, the "
+                        f"lone surrogate U+{ord(value[half]):X}, at place {half}"
                     )
         plain = [{"role": m["role"], "content": m["content"]} for m in messages]
         key = text_hash(plain)
@@ -91,6 +98,15 @@ def load_responses(folder) -> list[str]:
         for line in map(json.loads, file):
             found.append(line.get("response", line["messages"][-1]["content"]))
     return found
+
+
+def lone_surrogate(text: str) -> int:
+    """Where half of a surrogate pair stands in a text, or −1."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return -1
 
 
 def text_hash(messages: Sequence[dict]) -> str:

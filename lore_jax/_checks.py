@@ -5,8 +5,8 @@ while tracing and cost nothing once compiled. This is the only module that impor
 chex.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -27,25 +27,76 @@ def check_type(value, expected: type, name: str) -> None:
 
 
 def check_finite(values, name: str) -> None:
-    """Raises `ValueError` where a concrete array is not finite; names the place."""
+    """Raises where concrete numbers are not finite as JAX holds them; names the place.
+
+    Raises:
+      ValueError: a number is NaN, infinite, or overflows JAX's float.
+      TypeError: `values` are no real numbers.
+    """
     if is_traced(values):
         return
-    finite = np.isfinite(np.asarray(values))
+    array = host_array(values, name)
+    if array.dtype.kind not in "iu" and not is_floating(array.dtype):
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(array.astype(jax_dtype(array.dtype), copy=False))
     if not finite.all():
         place = tuple(np.argwhere(~finite)[0].tolist())
-        raise ValueError(f"{name} must be finite; {name}{list(place)} is not")
+        where = f"{name}{list(place)}" if place else name
+        raise ValueError(f"{name} must be finite; {where} is not: {say(array[place])}")
 
 
-def check_basis(basis, num_features: int | None = None) -> None:
-    """Raises `ValueError` unless `basis` is float[D, K] with the right D."""
+def check_within(values, name: str, low: float, high: float) -> None:
+    """`check_finite`, and `ValueError` for a concrete number outside [low, high]."""
+    check_finite(values, name)
+    if not is_traced(values):
+        array = np.asarray(values)
+        wrong = (array < low) | (array > high)
+        if wrong.any():
+            place = tuple(np.argwhere(wrong)[0].tolist())
+            raise ValueError(
+                f"{name} must be in [{low:g}, {high:g}]; {name}{list(place)} is "
+                f"{array[place]}"
+            )
+
+
+def check_local(values, name: str) -> None:
+    """Raises `ValueError` for an array of which other processes hold a part."""
+    if isinstance(values, jax.Array) and not is_traced(values):
+        if not values.is_fully_addressable:
+            raise ValueError(
+                f"{name} spans processes: shape {values.shape} lies on "
+                f"{len(values.sharding.device_set)} devices, and this process holds "
+                f"{len(values.sharding.addressable_devices)} of them. No function "
+                "communicates, so every process must pass arrays of its own devices"
+            )
+
+
+def say(value) -> str:
+    """A number, and why it is refused where it is finite itself."""
+    overflows = "" if not np.isfinite(value) else ", which overflows JAX's float"
+    return f"{value}{overflows}"
+
+
+def jax_dtype(dtype) -> np.dtype:
+    """What JAX makes of a dtype of real numbers: native, 32 bits without x64."""
+    dtype = np.dtype(dtype).newbyteorder("=")
+    if dtype.kind == "f" and dtype.itemsize > 8:  # longdouble
+        dtype = np.dtype(np.float64)
+    return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+
+def check_basis(basis, num_features: int | None = None, name: str = "basis") -> None:
+    """Raises unless `basis` is a finite float[D, K] with the right D."""
     shape = np.shape(basis)
     if len(shape) != 2:
-        raise ValueError(f"basis must be float[D, K], got shape {shape}")
+        raise ValueError(f"{name} must be float[D, K], got shape {shape}")
     if num_features is not None and shape[0] != num_features:
         raise ValueError(
-            f"basis must have one row per feature: features have D={num_features}, "
-            f"basis has shape {shape}"
+            f"{name} must have one row per feature: features have D={num_features}, "
+            f"{name} has shape {shape}"
         )
+    check_finite(basis, name)
 
 
 def check_weights(weights, num_users: int, rank: int, name: str = "weights") -> None:
@@ -62,7 +113,10 @@ def check_weights(weights, num_users: int, rank: int, name: str = "weights") -> 
 def check_simplex(weights, name: str = "weights") -> None:
     """Raises `ValueError` for concrete rows off the simplex (logits, say)."""
     if not is_traced(weights):
-        rows = np.asarray(weights, np.float64)
+        rows = host_array(weights, name)
+        if rows.dtype.kind not in "iu" and not is_floating(rows.dtype):
+            raise TypeError(f"{name} must hold real numbers, got dtype {rows.dtype}")
+        rows = rows.astype(np.float64)
         wrong = ~((rows >= 0).all(-1) & (np.abs(rows.sum(-1) - 1.0) < 1e-3))
         if wrong.any():
             where = np.argwhere(wrong)[0].tolist()
@@ -73,14 +127,15 @@ def check_simplex(weights, name: str = "weights") -> None:
             )
 
 
-def check_same_trailing(basis, logits, x) -> None:
-    """Raises `ValueError` unless x[..., D], basis[D, K] and logits[..., K] agree."""
+def check_same_trailing(basis, logits, x, name: str = "logits") -> None:
+    """Raises unless finite basis[D, K] and logits[..., K] and x[..., D] agree."""
     check_basis(basis, np.shape(x)[-1] if np.ndim(x) else 0)
     if np.ndim(logits) < 1 or np.shape(logits)[-1] != np.shape(basis)[1]:
         raise ValueError(
-            f"logits must end in K={np.shape(basis)[1]} like basis"
+            f"{name} must end in K={np.shape(basis)[1]} like basis"
             f"{list(np.shape(basis))}, got shape {np.shape(logits)}"
         )
+    check_finite(logits, name)
 
 
 def check_positive(value, name: str) -> None:
@@ -88,11 +143,20 @@ def check_positive(value, name: str) -> None:
     if is_traced(value):
         return
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        if np.ndim(value) != 0:
-            raise ValueError(f"{name} must be one number, got {value!r}")
+        if np.ndim(value) != 0 or np.asarray(value).dtype.kind not in "fiu":
+            kind = ValueError if np.ndim(value) else TypeError
+            raise kind(f"{name} must be one number, got {value!r}")
         value = float(value)
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
+
+
+def check_count(value, name: str, least: int = 1) -> None:
+    """Raises unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def check_same_temperature(first, second, names: str) -> None:
@@ -104,33 +168,39 @@ def check_same_temperature(first, second, names: str) -> None:
         )
 
 
-def host_float_table(features, name: str = "features") -> None:
-    """Raises unless `features` is a finite floating [M, D]; names the row."""
-    if np.ndim(features) != 2:
-        raise ValueError(f"{name} must be float[M, D], got shape {np.shape(features)}")
-    if 0 in features.shape[1:]:
-        raise ValueError(f"{name} must have at least one column, got {features.shape}")
-    if not is_floating(features.dtype):
-        raise TypeError(f"{name} must be floating point, got dtype {features.dtype}")
-    if isinstance(features, jax.Array) and sized(False, True):
-        # One read where the table is; a sum that is not finite is looked into below.
-        if np.isfinite(jnp.sum(features, dtype=jnp.float32)):
-            return
-    step = max(1, _BLOCK_BYTES // (4 * max(1, features.shape[1])))
-    for start in range(0, features.shape[0], step):
-        block = np.asarray(features[start : start + step])
-        if block.dtype.kind != "f":  # bfloat16 and friends
-            block = block.astype(np.float32)
-        # A row's sum is finite unless an entry is not (or the sum itself overflows):
-        # the exact test runs only on blocks that the cheap one suspects.
-        with np.errstate(over="ignore", invalid="ignore"):
-            suspect = not np.isfinite(block.sum(dtype=np.float64))
-        if suspect and not np.isfinite(block).all():
-            row, column = np.argwhere(~np.isfinite(block))[0]
-            raise ValueError(
-                f"{name} must be finite; row {start + row}, column {column} is "
-                f"{block[row, column]}"
-            )
+def host_array(values: Any, name: str) -> np.ndarray:
+    """`values` as NumPy reads them; masked entries are refused.
+
+    Raises:
+      ValueError: an entry is masked, or an array spans processes.
+      TypeError: NumPy cannot read `values`, or only under another process' help.
+    """
+    if np.ma.isMaskedArray(values):
+        mask = np.ma.getmaskarray(values)
+        if mask.any():
+            place = np.argwhere(mask)[0].tolist()
+            raise ValueError(f"{name} must have no masked entry; {name}{place} is")
+        return np.asarray(values.data)
+    check_local(values, name)
+    try:
+        return np.asarray(values)
+    except Exception as error:
+        raise TypeError(
+            f"{name} must be an array that NumPy can read, got {type(values)}: {error}"
+        ) from error
+
+
+def is_missing(value: Any) -> bool:
+    """True for None, NaN, NaT, NA, null, masked and the empty string."""
+    if value is None or value is np.ma.masked:
+        return True
+    if type(value).__name__ in ("NAType", "NaTType", "NullScalar"):
+        return True
+    if isinstance(value, str):
+        return value == ""
+    if isinstance(value, list | tuple | dict) or getattr(value, "ndim", 0):
+        return False
+    return bool(value != value)
 
 
 def is_floating(dtype) -> bool:
@@ -140,7 +210,7 @@ def is_floating(dtype) -> bool:
 
 def host_indices(values, size: int, name: str, of: str) -> np.ndarray:
     """Returns `values` as int32[N]; raises where one is outside 0 … size−1."""
-    array = np.asarray(values)
+    array = host_array(values, name)
     if array.ndim != 1:
         raise ValueError(f"{name} must be int[N], got shape {array.shape}")
     if array.dtype.kind not in "iu" and array.size:
@@ -160,8 +230,15 @@ def host_floats(
     """Returns `values` as float32[N] within [low, high]; None stays None."""
     if values is None:
         return None
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
+    array = host_array(values, name)
+    if array.dtype.kind == "O" and array.ndim == 1:  # A column with missing entries.
+        missing = [is_missing(value) for value in array.tolist()]
+        if any(missing):
+            place = missing.index(True)
+            raise ValueError(f"{name}[{place}] is missing ({array[place]!r})")
+        with contextlib.suppress(TypeError, ValueError):
+            array = array.astype(np.float64)
+    if array.dtype.kind not in "fiub" and not is_floating(array.dtype):
         raise TypeError(f"{name} must hold numbers, got dtype {array.dtype}")
     host_length(array, length, name)
     wrong = np.flatnonzero(~((array >= low) & (array <= high) & np.isfinite(array)))
@@ -170,7 +247,20 @@ def host_floats(
             f"{name} must be finite and in [{low:g}, {high:g}]; {name}[{wrong[0]}] is "
             f"{array[wrong[0]]}"
         )
-    return array.astype(np.float64 if array.dtype == np.float64 else np.float32)
+    double = array.dtype.kind == "f" and array.dtype.itemsize == 8
+    kept = np.float64 if double else np.float32
+    limit = float(np.finfo(jax_dtype(kept)).max)
+    with np.errstate(over="ignore"):
+        total = array.sum(dtype=np.float64)
+    if total > limit:
+        large = np.flatnonzero(array > limit)
+        what = f"their sum is {total:.3g}"
+        if large.size:
+            what = f"{name}[{large[0]}] is {array[large[0]]:.3g}"
+        raise ValueError(
+            f"{name} must sum to at most {limit:.3g}, what JAX's float holds; {what}"
+        )
+    return array.astype(kept)
 
 
 def host_length(array: np.ndarray, length: int, name: str) -> None:
@@ -181,79 +271,50 @@ def host_length(array: np.ndarray, length: int, name: str) -> None:
         )
 
 
-def host_unique(ids: Sequence[str], name: str) -> np.ndarray:
-    """Returns `ids` as a string array; raises where one stands twice."""
-    array = np.asarray(ids, dtype=np.str_)
-    if array.ndim != 1:
-        raise ValueError(f"{name} must be a list of strings, got shape {array.shape}")
-    values, counts = np.unique(array, return_counts=True)
-    if (counts > 1).any():
-        raise ValueError(f"{name} must be distinct; {values[counts > 1][0]!r} repeats")
-    return array
-
-
 def host_table(features: Any) -> Any:
-    """A checked float[M, D]; float64 becomes what JAX would make of it, once."""
+    """A checked float[M, D] in the dtype that JAX makes of it; copied only for that."""
+    if is_traced(features):
+        raise TypeError(
+            "features is traced: build a Preferences outside of jit, grad and vmap, "
+            "and use prefs.replace(features=...) inside"
+        )
     if not isinstance(features, jax.Array):
-        features = np.asarray(features)
+        features = host_array(features, "features")
     host_float_table(features)
     if isinstance(features, jax.Array):
         return features
-    return features.astype(jax.dtypes.canonicalize_dtype(features.dtype), copy=False)
+    return features.astype(jax_dtype(features.dtype), copy=False)
 
 
-def host_rows(values, items, num_rows: int, name: str, of: str) -> np.ndarray:
-    """Rows of the table as int32[N], from numbers or from names out of `items`."""
-    values = np.asarray(values)
-    if values.dtype.kind in "USO" and (values.size or items is not None):
-        if items is None:
-            raise TypeError(
-                f"{name} holds names, so item_ids must name the rows of features"
+def host_float_table(features, name: str = "features") -> None:
+    """Raises unless `features` is a finite floating [M, D]; names the row."""
+    if np.ndim(features) != 2:
+        raise ValueError(f"{name} must be float[M, D], got shape {np.shape(features)}")
+    if 0 in features.shape[1:]:
+        raise ValueError(f"{name} must have at least one column, got {features.shape}")
+    if not is_floating(features.dtype):
+        raise TypeError(f"{name} must be floating point, got dtype {features.dtype}")
+    if isinstance(features, jax.Array) and sized(False, True):
+        # One read where the table is; a sum that is not finite is looked into below.
+        if np.isfinite(jnp.sum(features, dtype=jnp.float32)):
+            return
+    kept = jax_dtype(features.dtype)
+    step = max(1, _BLOCK_BYTES // (4 * max(1, features.shape[1])))
+    for start in range(0, features.shape[0], step):
+        raw = np.asarray(features[start : start + step])
+        # A row's sum is finite unless an entry is not (or the sum itself overflows):
+        # the exact test runs only on blocks that the cheap one suspects.
+        with np.errstate(over="ignore", invalid="ignore"):
+            block = raw.astype(kept, copy=False)
+            if block.dtype.kind != "f":  # bfloat16 and friends
+                block = block.astype(np.float32)
+            suspect = not np.isfinite(block.sum(dtype=np.float64))
+        if suspect and not np.isfinite(block).all():
+            row, column = np.argwhere(~np.isfinite(block))[0]
+            raise ValueError(
+                f"{name} must be finite; row {start + row}, column {column} is "
+                f"{say(raw[row, column])}"
             )
-        values = _lookup(values, items, name, "item_ids")
-    return host_indices(values, num_rows, name, of)
-
-
-def host_users(user, num_users, user_ids):
-    """Returns (str[U] or None, int32[N], U) from numbers or names of users."""
-    user = np.asarray(user)
-    names = None if user_ids is None else host_unique(user_ids, "user_ids")
-    if user.dtype.kind in "USO":
-        if names is None:
-            names = np.unique(user.astype(np.str_))
-        user = _lookup(user, names, "user", "user_ids")
-    if num_users is None and names is None:
-        num_users = max(int(user.max(initial=-1)) + 1, min(1, user.size))
-    elif num_users is None and names is not None:
-        num_users = len(names)
-    if isinstance(num_users, bool) or not isinstance(num_users, int | np.integer):
-        raise TypeError(f"num_users must be an integer, got {num_users!r}")
-    if num_users < 1:
-        raise ValueError(f"num_users must be at least 1, got {num_users}")
-    if names is not None and len(names) != num_users:
-        raise ValueError(
-            f"user_ids must name every user: {len(names)} names for "
-            f"num_users={num_users}"
-        )
-    num_users = int(num_users)
-    of = f"num_users is {num_users}"
-    return names, host_indices(user, num_users, "user", of), num_users
-
-
-def _lookup(values, names: np.ndarray, name: str, of: str) -> np.ndarray:
-    """Positions of `values` in the distinct `names`."""
-    values = values.astype(np.str_)
-    by_name = np.argsort(names)
-    if not values.size:
-        return np.zeros(0, np.int64)
-    place = np.searchsorted(names, values, sorter=by_name)
-    found = by_name[np.minimum(place, len(names) - 1)]
-    wrong = np.flatnonzero(names[found] != values)
-    if wrong.size:
-        raise ValueError(
-            f"{name}[{wrong[0]}] is {str(values[wrong[0]])!r}, which is not in {of}"
-        )
-    return found
 
 
 def is_traced(value) -> bool:

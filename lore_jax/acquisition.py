@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lore_jax import _checks
+from lore_jax._entry import public
 from lore_jax.mixture import Mixture, margin_moments
 from lore_jax.predict import map_pairs
 from lore_jax.types import Preferences, Prior
@@ -26,6 +28,7 @@ _EXACT = lax.Precision.HIGHEST
 _METHODS = ("information", "margin", "random")
 
 
+@public()
 def expected_information(probability: jax.Array, margins: jax.Array) -> jax.Array:
     """Mutual information of an answer and the atom, in nats.
 
@@ -36,6 +39,13 @@ def expected_information(probability: jax.Array, margins: jax.Array) -> jax.Arra
     Returns:
       float[...], in [0, log 2].
     """
+    if np.shape(probability)[-1:] != np.shape(margins)[-1:] or not np.ndim(margins):
+        raise ValueError(
+            "probability and margins must end in the same A, got shapes "
+            f"{np.shape(probability)} and {np.shape(margins)}"
+        )
+    _checks.check_within(probability, "probability", 0, 1)
+    _checks.check_finite(margins, "margins")
     chance = jax.nn.sigmoid(margins)
     # The entropy of σ(m) from m keeps its digits where σ(m) rounds to 1.
     each = jax.nn.softplus(margins) - margins * chance
@@ -55,6 +65,7 @@ def pair_information(mixture: Mixture, z: jax.Array, row: jax.Array) -> jax.Arra
     return expected_information(mixture.probability[row], margins)[:, None]
 
 
+@public("acquisition.expected_information")
 def score_pairs(
     basis: jax.Array,
     prefs: Preferences,
@@ -84,6 +95,8 @@ def score_pairs(
     Raises:
       ValueError: an unknown method, a missing key, or shapes or users disagree.
     """
+    _checks.check_basis(basis, prefs.num_features)
+    _checks.check_type(candidates, Preferences, "candidates")
     if method not in _METHODS:
         raise ValueError(f"method must be one of {_METHODS}, got {method!r}")
     if (key is None) == (method == "random"):
@@ -96,6 +109,7 @@ def score_pairs(
     return map_pairs(pair_information, basis, prefs, prior, candidates)[:, 0]
 
 
+@public("jax.lax.top_k")
 def best_pairs(scores: np.ndarray, candidates: Preferences, num: int = 1) -> np.ndarray:
     """Each user's candidates with the highest scores, best first.
 
@@ -111,11 +125,17 @@ def best_pairs(scores: np.ndarray, candidates: Preferences, num: int = 1) -> np.
     Raises:
       ValueError: lengths disagree or `num` is below 1.
     """
+    _checks.check_type(candidates, Preferences, "candidates")
     if np.shape(scores) != (candidates.num_pairs,) or num < 1:
         raise ValueError(
             f"scores must be float[{candidates.num_pairs}] and num at least 1, got "
             f"shape {np.shape(scores)} and num={num}"
         )
+    scores = _checks.host_array(scores, "scores")
+    if scores.dtype.kind not in "iu" and not _checks.is_floating(scores.dtype):
+        raise TypeError(f"scores must hold real numbers, got dtype {scores.dtype}")
+    if np.isnan(scores).any():
+        raise ValueError(f"scores[{np.flatnonzero(np.isnan(scores))[0]}] is nan")
     order, user = np.asarray(candidates.order), np.asarray(candidates.user)
     ranked = np.lexsort((order, -np.asarray(scores)[order], user))
     place = np.arange(len(user)) - np.asarray(candidates.offsets)[:-1][user]

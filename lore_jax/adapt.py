@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from lore_jax import _checks
+from lore_jax import _checks, _tables
+from lore_jax._entry import public
 from lore_jax.backend import for_each
 from lore_jax.config import AdaptConfig
 from lore_jax.floor import Chunk, chunk_reader, chunks, project_rows
@@ -38,6 +39,7 @@ from lore_jax.simplex import (
 from lore_jax.types import Preferences, Prior
 
 
+@public("adapt_users, a function of arrays")
 def adapt(
     basis: jax.Array,
     prefs: Preferences,
@@ -66,7 +68,7 @@ def adapt(
       config: default `AdaptConfig()`.
       init: float[U, K], starting logits of "reference".
       spread: also return the posterior's standard deviation of every weight (see
-        `posterior` for covariances); the default method only.
+        `posterior` for its density and covariances); the default method only.
 
     Returns:
       `Adapted`; a user's result does not depend on the others' (except that the
@@ -84,7 +86,6 @@ def adapt(
     if not isinstance(config, AdaptConfig):
         raise TypeError(f"config must be an AdaptConfig, got {type(config)}")
     _checks.check_basis(basis, prefs.num_features)
-    _checks.check_finite(basis, "basis")
     rank = np.shape(basis)[1]
     if init is not None:
         if config.method != "reference":
@@ -93,6 +94,7 @@ def adapt(
                 "has a unique optimum"
             )
         _checks.check_weights(init, prefs.num_users, rank, "init")
+        _checks.check_finite(init, "init")
     if spread and config.method != "posterior":
         raise ValueError(f"spread is a posterior's; method {config.method!r} has none")
     if prior is not None:
@@ -110,6 +112,7 @@ def adapt(
     shapes = (*shapes, ((rank,), dtype))[: 5 + spread]
     out = [np.empty((prefs.num_users, *shape), kind) for shape, kind in shapes]
     logits = np.empty_like(out[0])
+    _tables.check_projected(proj, prefs.features, temperature)
     read = chunk_reader(proj, prefs)
     counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
 
@@ -224,6 +227,7 @@ def _posterior(
     return *solution, deviation(mixture_of(*arrays, unit_weights=unit_weights))
 
 
+@public()
 def adapt_users(
     z: jax.Array,
     weight: jax.Array,
@@ -251,8 +255,12 @@ def adapt_users(
       `Solution`, weights float[U, K].
 
     Raises:
-      ValueError: `solvers` names another.
+      ValueError: shapes disagree, a concrete number is not finite, or `solvers` names
+        another.
+      TypeError: `prior` is something else.
     """
+    _tables.check_pairs(z, weight, label)
+    check_prior(prior, np.shape(z)[2])
     mean = posterior_mean(z, weight, label, prior, unit_weights=unit_weights)
     finite = jnp.isfinite(prior.concentration)
     total = jnp.sum(weight, axis=1)

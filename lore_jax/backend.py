@@ -1,10 +1,12 @@
 """What depends on the backend: sizes of chunks, LAPACK, and a thread a core."""
 
+import atexit
 import contextlib
 import functools
 import itertools
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -15,6 +17,9 @@ from jax import lax
 
 T = TypeVar("T")
 _END = object()
+_PATIENCE = 0.5  # seconds that Ctrl-C waits for programs of other threads
+_local = threading.local()
+_left: list[Any] = []  # one result each of programs that still run
 _FEW = 100_000  # operations of a batch that LAPACK's caller keeps on its thread
 
 
@@ -106,7 +111,8 @@ def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
       items: its arguments; no more are asked for than are being worked on.
 
     Raises:
-      Exception: the first that `function` raised; items not yet begun are left.
+      Exception: the first that `function` raised; items not yet begun are left, and
+        those begun end where they call `check_stopped`.
     """
     items = iter(items)
     first = list(itertools.islice(items, 2))
@@ -116,16 +122,31 @@ def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
         return
     waiting = itertools.chain(first, items)
     turn, failed = threading.Lock(), threading.Event()
+    outer = getattr(_local, "stops", ())
     config: Any = jax.config
     managers = (
         "enable_x64",
         "default_device",
         "default_prng_impl",
         "threefry_partitionable",
+        "numpy_dtype_promotion",
+        "debug_nans",
+        "debug_infs",
     )
     values = {name: getattr(config, f"jax_{name}") for name in managers}
 
     def work():
+        before, _local.stops = getattr(_local, "stops", ()), (*outer, failed)
+        try:
+            run_items()
+        except _Stopped:
+            if not failed.is_set():  # Stopped from outside, not by a neighbour.
+                failed.set()
+                raise
+        finally:
+            _local.stops = before
+
+    def run_items():
         with contextlib.ExitStack() as stack:
             for name, value in values.items():
                 stack.enter_context(getattr(jax, name)(value))
@@ -134,23 +155,63 @@ def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
                     item = next(waiting, _END)
                 if item is _END:
                     return
+                check_stopped()
                 try:
                     function(item)  # pyright: ignore[reportArgumentType]
+                except _Stopped:
+                    raise
                 except BaseException:
                     failed.set()
                     raise
 
     others = sized(multiprocessing.cpu_count(), 2) - 1
     futures = [_pool(max(1, others)).submit(work) for _ in range(others)]
+    begun: list = []
     try:
         work()
-    finally:
         # One that has not begun has nothing left to do; it may never begin, where the
         # caller itself is of the pool.
         begun = [future for future in futures if not future.cancel()]
         wait(begun)
+    except BaseException as error:
+        failed.set()
+        begun = [future for future in futures if not future.cancel()]
+        # After Ctrl-C a thread ends by itself when its program does.
+        wait(begun, _PATIENCE if isinstance(error, KeyboardInterrupt) else None)
+        raise
     for future in begun:
         future.result()
+
+
+class _Stopped(Exception):
+    """Ends work whose result nothing needs any more."""
+
+
+def check_stopped() -> None:
+    """Ends a long `function` of `for_each` when another one of them has failed."""
+    if any(stop.is_set() for stop in getattr(_local, "stops", ())):
+        raise _Stopped
+
+
+def wait_for(arrays: T) -> T:
+    """`jax.block_until_ready` that Ctrl-C and `check_stopped` can end."""
+    leaves: list[Any] = jax.tree.leaves(arrays)
+    start = time.monotonic()
+    try:
+        while not all(x.is_ready() for x in leaves):
+            check_stopped()
+            time.sleep(min(0.02, max(1e-4, 0.02 * (time.monotonic() - start))))
+    except BaseException:
+        _left[:] = [x for x in _left if not x.is_ready()]
+        _left.append(min(leaves, key=lambda x: x.size))
+        raise
+    return jax.block_until_ready(arrays)
+
+
+@atexit.register
+def _finish() -> None:
+    """Waits for programs that nothing waited for: XLA must not end before them."""
+    jax.block_until_ready(_left)
 
 
 def on_threads(function: Callable[[T], Any], items: Iterable[T]) -> list[Any]:

@@ -1,24 +1,23 @@
 """Save and load fits, progress and users: checked safetensors, written atomically.
 
-Loading checks format, version, names, shapes and dtypes, and executes nothing.
+Loading checks a digest of every byte, format, version, names, shapes, dtypes and what
+the numbers mean, and executes nothing. Saving refuses what loading would.
 """
 
 import dataclasses
 import json
-import math
 import os
-import pathlib
-import tempfile
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
+from lore_jax import _checks, _records
 from lore_jax.config import TrainConfig
+from lore_jax.files import damage, parse_json, read_record, write_record
 from lore_jax.progress import FORMAT as PROGRESS
 from lore_jax.progress import VERSION as PROGRESS_VERSION
+from lore_jax.progress import check_progress
 from lore_jax.progress import from_arrays as progress_from_arrays
 from lore_jax.progress import to_arrays as progress_to_arrays
 from lore_jax.results import Fitted, History, Progress
@@ -28,7 +27,7 @@ from lore_jax.streaming import UserStates, from_arrays, to_arrays
 from lore_jax.types import Ids, Prior, RewardParams
 
 FORMAT = "lore_jax.fit"
-VERSION = 1
+VERSION = 2
 
 _REQUIRED = {
     "basis": "DK",
@@ -38,19 +37,19 @@ _REQUIRED = {
     "log_weights": "A",
     "concentration": "",
     "tempering": "",
+    "spread": "",
+    "decay": "",
+    "margin_scale": "",
     "history.loss": "S",
     "history.weights_norm": "S",
     "history.basis_norm": "S",
+    "history.validation": "H",
+    "history.validation_steps": "H",
 }
 _OPTIONAL = {
     "unpruned.basis": "DJ",
     "unpruned.logits": "UJ",
     "kept": "K",
-    "spread": "",  # files before these five existed take the defaults
-    "decay": "",
-    "margin_scale": "",
-    "history.validation": "H",
-    "history.validation_steps": "H",
     "user_ids": "B",
     "item_ids": "C",
 }
@@ -64,11 +63,14 @@ def save(path: str | os.PathLike, fitted: Fitted) -> None:
       fitted: what `fit` returned.
 
     Raises:
-      TypeError: `fitted` is no `Fitted`.
+      TypeError: `fitted` is no `Fitted`, or its config no `TrainConfig`.
+      ValueError: its numbers are not finite or do not agree with one another.
       OSError: the file cannot be written.
     """
     if not isinstance(fitted, Fitted):
         raise TypeError(f"fitted must be what fit returned, got {type(fitted)}")
+    if not isinstance(fitted.config, TrainConfig):
+        raise TypeError(f"fitted.config must be a TrainConfig, got {fitted.config!r}")
     tensors = {
         "basis": fitted.params.basis,
         "logits": fitted.params.logits,
@@ -93,8 +95,7 @@ def save(path: str | os.PathLike, fitted: Fitted) -> None:
     for name in ("users", "items"):
         names = None if fitted.ids is None else getattr(fitted.ids, name)
         if names is not None:
-            text = json.dumps(names.tolist()).encode()
-            tensors[name[:-1] + "_ids"] = np.frombuffer(text, np.uint8)
+            tensors[name[:-1] + "_ids"] = _records.encode_names(names)
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -102,9 +103,20 @@ def save(path: str | os.PathLike, fitted: Fitted) -> None:
         "temperature": repr(float(fitted.temperature)),
         "config": json.dumps(dataclasses.asdict(fitted.config)),
         "selection": json.dumps(fitted.history.selection),
+        "heldout": json.dumps(fitted.history.heldout),
+        "starts": json.dumps(fitted.history.starts),
     }
     arrays = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-    _write(pathlib.Path(path), safetensors.numpy.save(arrays, metadata))
+    if float(fitted.prior.temperature) != float(fitted.temperature):
+        raise ValueError(
+            f"fitted.prior.temperature is {fitted.prior.temperature}, but "
+            f"fitted.temperature {fitted.temperature}"
+        )
+    try:
+        _check(arrays, metadata)
+    except ValueError as error:
+        raise ValueError(f"fitted cannot be saved: {error}") from error
+    write_record(path, arrays, metadata)
 
 
 def load(path: str | os.PathLike) -> Fitted:
@@ -121,58 +133,74 @@ def load(path: str | os.PathLike) -> Fitted:
       ValueError: the file is truncated, foreign, of a newer version, or its arrays
         do not fit together.
     """
-    path = pathlib.Path(path)
-    arrays, metadata = _read(path, FORMAT, VERSION, "fit")
-    _check(path, arrays)
-    try:
-        config = _config(json.loads(metadata["config"]))
-        selection = tuple(json.loads(metadata["selection"]))
-        if not all(isinstance(row, dict) for row in selection):
-            raise ValueError("selection must be a list of objects")
-        temperature = float(metadata["temperature"])
-        rank = int(metadata["rank"])
-        names = [
-            np.array(json.loads(arrays[key].tobytes()), dtype=np.str_)
-            if key in arrays
-            else None
-            for key in ("user_ids", "item_ids")
-        ]
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} has damaged metadata: {error}") from error
-    if names[0] is not None and names[0].shape != arrays["weights"].shape[:1]:
+    arrays, metadata = read_record(path, FORMAT, VERSION, "fit")
+    with damage(path):
+        return _from_arrays(arrays, metadata)
+
+
+def _check(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple:
+    """(config, texts of the history, T, names of users, of items) of a fit's file.
+
+    Raises:
+      ValueError: something is missing, or does not fit together.
+    """
+    _check_shapes(arrays)
+    config = _config(parse_json(metadata["config"], "config"))
+    selection = parse_json(metadata["selection"], "selection")
+    if not isinstance(selection, list) or not all(
+        isinstance(row, dict) for row in selection
+    ):
+        raise ValueError("selection must be a list of objects")
+    selection = tuple(selection)
+    heldout = parse_json(metadata["heldout"], "heldout")
+    starts = parse_json(metadata["starts"], "starts")
+    if not isinstance(heldout, list) or not isinstance(starts, dict | None):
+        raise ValueError("heldout must be a list, and starts an object")
+    temperature = float(metadata["temperature"])
+    users, items = (
+        _records.decode_names(arrays[key], key) if key in arrays else None
+        for key in ("user_ids", "item_ids")
+    )
+    if users is not None and users.shape != arrays["weights"].shape[:1]:
         raise ValueError(
-            f"{path}: user_ids names {names[0].size} users, but weights have shape "
+            f"user_ids names {users.size} users, but weights have shape "
             f"{arrays['weights'].shape}"
         )
-    if rank != arrays["basis"].shape[1]:
+    if (rank := int(metadata["rank"])) != arrays["basis"].shape[1]:
         raise ValueError(
-            f"{path} says rank {rank}, but its basis has shape {arrays['basis'].shape}"
+            f"rank {rank}, but its basis has shape {arrays['basis'].shape}"
         )
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"{path} has temperature {temperature}, expected above 0")
+    _records.check_fit(arrays, temperature, config)
+    said = {"selection": selection, "heldout": tuple(heldout), "starts": starts}
+    return config, said, temperature, users, items
+
+
+def _from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Fitted:
+    """The fit that a file holds."""
+    config, said, temperature, users, items = _check(arrays, metadata)
     x = {name: jnp.asarray(a) for name, a in arrays.items() if "_ids" not in name}
-    history = {f: x[f"history.{f}"] for f in History._fields if f"history.{f}" in x}
-    later = {n: x[n] for n in ("spread", "decay", "margin_scale") if n in x}
+    for name in ("basis", "logits"):  # Without x64, float64 becomes float32.
+        _checks.check_finite(x[name], name)
+    curves = ("loss", "weights_norm", "basis_norm", "validation", "validation_steps")
     unpruned = None
     if "kept" in x:
         unpruned = RewardParams(basis=x["unpruned.basis"], logits=x["unpruned.logits"])
+    numbers = ("spread", "decay", "margin_scale", "concentration", "tempering")
     return Fitted(
         params=RewardParams(basis=x["basis"], logits=x["logits"]),
         weights=x["weights"],
         prior=Prior(
             atoms=x["atoms"],
             log_weights=x["log_weights"],
-            concentration=x["concentration"],
-            tempering=x["tempering"],
             temperature=temperature,
-            **later,
+            **{name: x[name] for name in numbers},
         ),
-        history=History(**history, selection=selection),
+        history=History(**{f: x[f"history.{f}"] for f in curves}, **said),
         unpruned=unpruned,
         kept=x.get("kept"),
         temperature=temperature,
         config=config,
-        ids=None if all(x is None for x in names) else Ids(*names),
+        ids=None if users is None and items is None else Ids(users, items),
     )
 
 
@@ -185,11 +213,13 @@ def save_progress(path: str | os.PathLike, progress: Progress) -> None:
 
     Raises:
       TypeError: `progress` is no `Progress`.
+      ValueError: it is not what `fit` handed out.
       OSError: the file cannot be written.
     """
     if not isinstance(progress, Progress):
         raise TypeError(f"progress must be a Progress, got {type(progress)}")
-    _write(pathlib.Path(path), safetensors.numpy.save(*progress_to_arrays(progress)))
+    check_progress(progress)
+    write_record(path, *progress_to_arrays(progress))
 
 
 def load_progress(path: str | os.PathLike) -> Progress:
@@ -206,12 +236,11 @@ def load_progress(path: str | os.PathLike) -> Progress:
       ValueError: the file is truncated, foreign, of a newer version, or its arrays
         do not fit together.
     """
-    path = pathlib.Path(path)
-    arrays, metadata = _read(path, PROGRESS, PROGRESS_VERSION, "progress of a fit")
-    try:
+    arrays, metadata = read_record(
+        path, PROGRESS, PROGRESS_VERSION, "progress of a fit"
+    )
+    with damage(path):
         return progress_from_arrays(arrays, metadata)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def save_users(path: str | os.PathLike, state: UserStates) -> None:
@@ -223,11 +252,14 @@ def save_users(path: str | os.PathLike, state: UserStates) -> None:
 
     Raises:
       TypeError: `state` is no `UserStates`.
+      ValueError: its sums cannot be sums over pairs.
       OSError: the file cannot be written.
     """
     if not isinstance(state, UserStates):
         raise TypeError(f"state must be a UserStates, got {type(state)}")
-    _write(pathlib.Path(path), safetensors.numpy.save(*to_arrays(state)))
+    arrays, metadata = to_arrays(state)
+    _users_from_arrays(arrays, metadata)
+    write_record(path, arrays, metadata)
 
 
 def load_users(path: str | os.PathLike) -> UserStates:
@@ -244,51 +276,34 @@ def load_users(path: str | os.PathLike) -> UserStates:
       ValueError: the file is truncated, foreign, of a newer version, or its arrays
         do not fit together.
     """
-    path = pathlib.Path(path)
-    arrays, metadata = _read(path, USERS, USERS_VERSION, "set of users")
-    try:
-        return from_arrays(arrays, metadata)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    arrays, metadata = read_record(path, USERS, USERS_VERSION, "set of users")
+    with damage(path):
+        return _users_from_arrays(arrays, metadata)
 
 
-def _read(path: pathlib.Path, kind: str, version: int, what: str):
-    """(arrays, metadata) of a file of this format and version."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != kind:
-                raise ValueError(
-                    f"{path} is a safetensors file but not a lore_jax {what}: its "
-                    f"format is {metadata.get('format')!r}, expected {kind!r}"
-                )
-            if metadata.get("version") != str(version):
-                raise ValueError(
-                    f"{path} has format version {metadata.get('version')!r}; this "
-                    f"lore_jax reads version {version}"
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file: {error}"
-        ) from error
+def _users_from_arrays(arrays, metadata) -> UserStates:
+    """`streaming.from_arrays`, with what the numbers must mean."""
+    if "user_ids" in arrays:
+        _records.decode_names(arrays["user_ids"], "user_ids")
+    state = from_arrays(arrays, metadata)
+    _records.check_prior_numbers(arrays, state.prior.temperature)
+    _records.check_users(arrays, state.fingerprint)
+    return state
 
 
-def _check(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+def _check_shapes(arrays: dict[str, np.ndarray]) -> None:
     """Names, ranks, dtypes, and one size for each letter."""
     names = set(arrays)
     optional = set(_OPTIONAL) & names
     if names != set(_REQUIRED) | optional:
         missing, foreign = set(_REQUIRED) - names, names - set(_REQUIRED) - optional
         raise ValueError(
-            f"{path} must hold the arrays of a fit; missing {sorted(missing)}, "
+            f"it must hold the arrays of a fit; missing {sorted(missing)}, "
             f"unexpected {sorted(foreign)}"
         )
     pruned = {"unpruned.basis", "unpruned.logits", "kept"}
     if pruned & names and not pruned <= names:
-        raise ValueError(f"{path} holds only part of {sorted(pruned)}")
+        raise ValueError(f"it holds only part of {sorted(pruned)}")
     sizes: dict[str, int] = {}
     for name, letters in {**_REQUIRED, **_OPTIONAL}.items():
         if name not in arrays:
@@ -297,15 +312,15 @@ def _check(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
         whole = name in ("kept", "history.validation_steps")
         kind = "u" if name.endswith("_ids") else "i" if whole else "f"
         if array.dtype.kind != kind:
-            raise ValueError(f"{path}: {name} has dtype {array.dtype}")
+            raise ValueError(f"{name} has dtype {array.dtype}")
         if array.ndim != len(letters):
             raise ValueError(
-                f"{path}: {name} must be [{', '.join(letters)}], got {array.shape}"
+                f"{name} must be [{', '.join(letters)}], got {array.shape}"
             )
         for letter, size in zip(letters, array.shape, strict=True):
             if sizes.setdefault(letter, size) != size:
                 raise ValueError(
-                    f"{path}: {name} has shape {array.shape}, but {letter} is "
+                    f"{name} has shape {array.shape}, but {letter} is "
                     f"{sizes[letter]} elsewhere in the file"
                 )
 
@@ -315,17 +330,3 @@ def _config(fields: Any) -> TrainConfig:
         raise ValueError("config must be an object")
     lists = {name: tuple(x) for name, x in fields.items() if isinstance(x, list)}
     return TrainConfig(**{**fields, **lists})
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes beside `path`, then renames over it."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise

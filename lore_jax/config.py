@@ -24,13 +24,12 @@ class TrainConfig:
         user on one item), "items" (whole items with all their pairs), or "both": the
         mean of the two log-losses, each divided by that of a global Bradley–Terry
         model. "both" is safe for responses that training never saw.
-      smoothings: candidate ε of the coordinates (`coordinates`): from ∞, the embedding
-        alone, to 0, item ids alone where M ≤ D. Of ε, λ and γ, in this order, the
-        search tries the neighbours of the first value and goes on in a direction while
-        the loss falls. The first value stays unless another is better by two standard
-        errors over users.
       ridges: candidate λ; 1 / √λ is the prior deviation of a pair's margin
-        ("marginal"); likewise.
+        ("marginal"). Of ε, λ and γ, in this order, the search goes from the first value
+        towards the second while the loss falls, or else the other way. The first value
+        stays unless another is better by two standard errors over users.
+      smoothings: candidate ε of the coordinates (`coordinates`): from ∞, the embedding
+        alone, to 0, item ids alone where M ≤ D; likewise.
       temperings: candidate γ of the prior; likewise, but the least loss is taken
         where V is given or of a published form.
       concentrations: candidate κ of the prior; "marginal" compares ε, λ, γ and K at the
@@ -55,13 +54,13 @@ class TrainConfig:
     temperature: float = 1.0
     num_atoms: int = 64
     holdout: Literal["judgements", "items", "both"] = "both"
-    smoothings: tuple[float, ...] = (1.0, 0.1, 4.0, math.inf)
-    ridges: tuple[float, ...] = (0.1, 0.03, 0.3, 1.0, 3.0, 10.0)
+    smoothings: tuple[float, ...] = (math.inf, 4.0, 1.0, 0.1, 0.01)
+    ridges: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 0.1, 0.03)
     temperings: tuple[float, ...] = (0.4, 0.3, 0.5, 0.2, 0.0)
-    concentrations: tuple[float, ...] = (3.0, 0.3, 1.0, 10.0, 30.0, math.inf)
+    concentrations: tuple[float, ...] = (3.0, 0.3, 1.0, 10.0, 30.0, 100.0)
     decays: tuple[float, ...] = (0.0, 0.5, -0.5, 1.0, -1.0)
     spreads: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
-    margin_scales: tuple[float, ...] = (1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2)
+    margin_scales: tuple[float, ...] = (1.0, 0.5, 0.65, 0.8, 0.9, 1.1, 1.2)
     ranks: tuple[int, ...] = (1, 2, 5, 10)
     start: Literal["random", "svd"] = "svd"
     num_starts: int = 2

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from lore_jax import _checks
+from lore_jax import _checks, _tables
+from lore_jax._entry import public
+from lore_jax._votes import pairs_from_votes as pairs_from_votes
 from lore_jax.splits import HeldOut as HeldOut
 from lore_jax.splits import hold_out as hold_out
 from lore_jax.splits import split_users as split_users
@@ -88,44 +90,6 @@ def count_judgements(prefs: Preferences) -> np.ndarray:
     return np.bincount(distinct >> 32, minlength=prefs.num_users)
 
 
-def pairs_from_votes(
-    user: np.ndarray, item: np.ndarray, vote: np.ndarray, *, limit: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Random distinct pairs (agreed with, disagreed with) of each voter.
-
-    Args:
-      user: int[n], who voted.
-      item: int[n], on what; at most one vote per user and item.
-      vote: int[n], positive agrees, negative disagrees, 0 is passed over.
-      limit: at most so many pairs per user.
-      seed: of the draw.
-
-    Returns:
-      (chosen int32[N], rejected int32[N], user int32[N]).
-
-    Raises:
-      ValueError: lengths disagree or `limit` is below 1.
-    """
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
-    user, item, vote = (np.asarray(a) for a in (user, item, vote))
-    for name, array in (("item", item), ("vote", vote)):
-        _checks.host_length(array, len(user), name)
-    rng = np.random.default_rng(seed)
-    by_user = np.argsort(user, kind="stable")
-    starts = np.flatnonzero(np.diff(user[by_user], prepend=-1))
-    out = [(np.empty(0, np.int32),) * 3]
-    for place in np.split(by_user, starts[1:]):
-        agreed, disagreed = item[place][vote[place] > 0], item[place][vote[place] < 0]
-        total = len(agreed) * len(disagreed)
-        drawn = rng.choice(total, min(limit, total), replace=False)
-        first, second = np.divmod(drawn, max(1, len(disagreed)))
-        voter = np.full(len(drawn), user[place[0]] if len(place) else 0)
-        out.append((agreed[first], disagreed[second], voter))
-    chosen, rejected, voter = (np.concatenate(c).astype(np.int32) for c in zip(*out))
-    return chosen, rejected, voter
-
-
 def split_votes(
     features: np.ndarray,
     user: np.ndarray,
@@ -170,16 +134,15 @@ def split_votes(
     """
     _checks.host_floats([heldout], 1, "heldout", 0.0, 1.0)
     user = _checks.host_indices(user, num_users, "user", f"num_users is {num_users}")
+    num_rows = features.shape[0]
+    of = f"features has M={num_rows} rows"
+    item, vote = _checks.host_indices(item, num_rows, "item", of), np.asarray(vote)
     seeds = np.random.SeedSequence(seed).generate_state(4)
     groups = split_users(num_users, share=unseen, seed=seeds[0])
     if not len(groups[1]):
         raise ValueError(f"unseen={unseen} of {num_users} users leaves no unseen user")
     if holdout not in ("judgements", "items"):
         raise ValueError(f"holdout must be 'judgements' or 'items', got {holdout!r}")
-    num_rows = features.shape[0]
-    item = _checks.host_indices(
-        item, num_rows, "item", f"features has M={num_rows} rows"
-    )
     draw = np.random.default_rng(seeds[1])
     if holdout == "judgements":
         tested = draw.random(len(user)) < heldout
@@ -195,8 +158,8 @@ def split_votes(
         )
         everyone = Preferences.from_pairs(
             features,
-            chosen,
-            rejected,
+            chosen if item_ids is None else np.asarray(item_ids)[chosen],
+            rejected if item_ids is None else np.asarray(item_ids)[rejected],
             voter if user_ids is None else np.asarray(user_ids)[voter],
             num_users,
             user_ids=user_ids,
@@ -207,6 +170,7 @@ def split_votes(
     return FourWay(seen, seen_heldout, new, new_heldout)
 
 
+@public("prefs.replace(features=...)")
 def store_as(prefs: Preferences, dtype) -> Preferences:
     """Stores the features as bfloat16 or float16, centred before they are rounded.
 
@@ -215,6 +179,7 @@ def store_as(prefs: Preferences, dtype) -> Preferences:
     the signal.
 
     Raises:
+      ValueError: a number is not finite, or overflows `dtype`.
       TypeError: `dtype` is no floating type, or the features are a `FeatureSource`.
     """
     if isinstance(prefs.features, FeatureSource):
@@ -226,4 +191,4 @@ def store_as(prefs: Preferences, dtype) -> Preferences:
     table = np.asarray(prefs.features)
     if prefs.rejected is not None:
         table = table - table.mean(0, dtype=np.float64).astype(np.float32)
-    return prefs.replace(features=table.astype(dtype))
+    return prefs.replace(features=_tables.rounded(table, dtype))

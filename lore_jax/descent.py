@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lore_jax.backend import check_stopped, wait_for
 from lore_jax.floor import back_project_rows, project_rows
 from lore_jax.results import Metrics
 from lore_jax.reward import project
@@ -52,6 +53,7 @@ def scan(recipe: Recipe, state, problem, num_steps: int) -> tuple[Any, Metrics]:
     )
 
 
+_MOST_STEPS = 500  # of one program, where nothing else says how many
 # Sums into rows in any order would make two runs of one key differ.
 _SAME_BITS = {"xla_gpu_exclude_nondeterministic_ops": True}
 
@@ -125,7 +127,8 @@ def train(
       num_steps: of the whole run.
       source: the table where it is no array; then `problem.features` is None.
       metrics: of the steps that `state` already took.
-      every: steps of one compiled program; None makes it one program.
+      every: steps of one compiled program; None makes it as many as there are, at
+        most about 500, so that Ctrl-C need not wait for all of them.
       after: called with (state, metrics so far) each time; it must keep no array
         of the state, whose buffers the next steps reuse.
 
@@ -134,10 +137,12 @@ def train(
     """
     parts = [] if metrics is None else [jax.tree.map(np.asarray, metrics)]
     done = 0 if metrics is None else len(metrics.loss)
+    every = _stride(num_steps) if every is None else every
     while done < num_steps or not parts:
-        length = num_steps - done if every is None else min(every, num_steps - done)
+        check_stopped()
+        length = min(every, num_steps - done)
         if source is None:
-            state, part = run(state, problem, recipe=recipe, num_steps=length)
+            state, part = wait_for(run(state, problem, recipe=recipe, num_steps=length))
         elif length:
             state, part = run_blocks(
                 state, problem, source, recipe=recipe, num_steps=length
@@ -149,6 +154,14 @@ def train(
         if after is not None:
             after(state, _joined(parts))
     return state, _joined(parts)
+
+
+def _stride(num_steps: int) -> int:
+    """Steps of one program: a divisor, so that there is one program, or the bound."""
+    divisors = (
+        n for n in range(_MOST_STEPS, _MOST_STEPS // 2, -1) if num_steps % n == 0
+    )
+    return num_steps if num_steps <= _MOST_STEPS else next(divisors, _MOST_STEPS)
 
 
 def _joined(parts: list[Metrics]) -> Metrics:

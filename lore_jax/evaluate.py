@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lore_jax import _checks
+from lore_jax._entry import public
 from lore_jax.data import FourWay
 from lore_jax.losses import pair_loss, user_shares, user_sums
 from lore_jax.reward import checked_margins
@@ -51,6 +52,7 @@ class Calibration(NamedTuple):
     count: np.ndarray
 
 
+@public()
 def accuracy(basis: jax.Array, weights: jax.Array, prefs: Preferences) -> jax.Array:
     """Share of each user's pairs whose chosen response gets the higher reward.
 
@@ -59,7 +61,9 @@ def accuracy(basis: jax.Array, weights: jax.Array, prefs: Preferences) -> jax.Ar
 
     Args:
       basis: V, float[D, K].
-      weights: float[U, K] on the simplex.
+      weights: float[U, K] on the simplex, row u for user u of `prefs`; or what
+        `adapt` or `fit` returned, whose users are matched by name where they have
+        names.
       prefs: N pairs of U users.
 
     Returns:
@@ -74,6 +78,7 @@ def accuracy(basis: jax.Array, weights: jax.Array, prefs: Preferences) -> jax.Ar
     return per_user_mean(hit, prefs)
 
 
+@public()
 def log_loss(
     basis: jax.Array,
     weights: jax.Array,
@@ -84,7 +89,9 @@ def log_loss(
 
     Args:
       basis: V, float[D, K].
-      weights: float[U, K] on the simplex.
+      weights: float[U, K] on the simplex, row u for user u of `prefs`; or what
+        `adapt` or `fit` returned, whose users are matched by name where they have
+        names.
       prefs: N pairs of U users.
       temperature: T > 0, `fitted.temperature`.
 
@@ -109,13 +116,29 @@ def user_means(values, weight, user, num_users: int) -> jax.Array:
     return jnp.where(total > 0, mean, jnp.nan)
 
 
+@public("jax.numpy.nanmean")
 def macro_mean(values: Any) -> float:
     """Mean over the users that have a value; NaN where nobody has."""
-    array = np.asarray(values, np.float64)
-    array = array[~np.isnan(array)]
+    array = _values(values, "values")
     return float(array.mean()) if array.size else float("nan")
 
 
+def _values(values: Any, name: str) -> np.ndarray:
+    """The values of users that have one, float64[n]; NaN says that a user has none."""
+    array = _checks.host_array(values, name)
+    if array.dtype.kind not in "iufb" and not _checks.is_floating(array.dtype):
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    array = array.astype(np.float64).ravel()
+    infinite = np.flatnonzero(np.isinf(array))
+    if infinite.size:
+        raise ValueError(
+            f"{name} must be finite, or NaN for users without a pair; "
+            f"{name}[{infinite[0]}] is {array[infinite[0]]}"
+        )
+    return array[~np.isnan(array)]
+
+
+@public("accuracy, and this function on its result")
 def bootstrap_interval(
     values: Any | Sequence[Any],
     *,
@@ -142,11 +165,9 @@ def bootstrap_interval(
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
+    _checks.check_count(num_resamples, "num_resamples")
     splits = list(values) if isinstance(values, list | tuple) else [values]
-    arrays = [np.asarray(x, np.float64) for x in splits]
-    arrays = [x[~np.isnan(x)] for x in arrays]
+    arrays = [_values(x, "values") for x in splits]
     if not arrays or not all(x.size for x in arrays):
         raise ValueError("values must hold at least one number in every split")
     rng = np.random.default_rng(seed)
@@ -169,6 +190,7 @@ def bootstrap_interval(
     )
 
 
+@public("accuracy, and this function on its result")
 def paired_difference(first: Any, second: Any, **settings) -> Interval:
     """`bootstrap_interval` of first − second, user by user, split by split.
 
@@ -187,6 +209,7 @@ def paired_difference(first: Any, second: Any, **settings) -> Interval:
     return bootstrap_interval(differences, **settings)
 
 
+@public("log_loss")
 def calibration(
     probability: Any, label: Any = None, *, num_bins: int = 10
 ) -> Calibration:
@@ -200,11 +223,13 @@ def calibration(
     Raises:
       ValueError: a probability is outside [0, 1] or lengths disagree.
     """
-    p = np.asarray(probability, np.float64)
+    p = _checks.host_array(probability, "probability")
+    if p.dtype.kind not in "iufb" and not _checks.is_floating(p.dtype):
+        raise TypeError(f"probability must hold real numbers, got dtype {p.dtype}")
+    p = p.astype(np.float64)
     if p.ndim != 1 or not p.size or not ((p >= 0) & (p <= 1)).all():
         raise ValueError("probability must be float[N] in [0, 1] with N of at least 1")
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1, got {num_bins}")
+    _checks.check_count(num_bins, "num_bins")
     y = _checks.host_floats(label, len(p), "label", 0.0, 1.0)
     y = np.ones_like(p) if y is None else y.astype(np.float64)
     floor = np.finfo(np.float64).tiny
@@ -229,6 +254,7 @@ def calibration(
     )
 
 
+@public()
 def four_way(
     basis: jax.Array,
     seen_weights: jax.Array,
@@ -236,6 +262,8 @@ def four_way(
     data: FourWay,
 ) -> dict[str, jax.Array]:
     """Accuracy of seen and unseen users on training and held-out pairs.
+
+    Weights are arrays, or what `fit` and `adapt` returned.
 
     Returns:
       float[U] under "seen_training", "seen_heldout", "unseen_training" (the pairs

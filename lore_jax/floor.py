@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lore_jax import _checks, _tables
 from lore_jax.backend import sized
 from lore_jax.reward import project
 from lore_jax.types import FeatureSource, Preferences
@@ -140,23 +141,13 @@ def visit_rows(features, visit: Callable[[int, np.ndarray], None]) -> None:
     Raises:
       ValueError: a `FeatureSource` yields other rows than its shape says.
     """
-    source = features.blocks() if isinstance(features, FeatureSource) else [features]
-    promised = f"features.blocks() must yield M={features.shape[0]} rows of one table"
+    is_source = isinstance(features, FeatureSource)
+    source = _tables.blocks(features) if is_source else [features]
     first = 0
     for block in source:
-        if np.ndim(block) != 2 or block.shape[1] != features.shape[1]:
-            raise ValueError(
-                f"features.blocks() must yield float[rows, D] with "
-                f"D={features.shape[1]}; the block at row {first} has shape "
-                f"{np.shape(block)}"
-            )
-        if first + len(block) > features.shape[0]:
-            raise ValueError(f"{promised}, got at least {first + len(block)}")
         visit(first, block)
         first += len(block)
         del block
-    if first != features.shape[0]:
-        raise ValueError(f"{promised}, got {first}")
 
 
 def _visit_pieces(features, visit) -> None:
@@ -242,3 +233,19 @@ def on_floor(prefs: Preferences, basis) -> tuple[Preferences, jax.Array]:
     """
     proj = project_rows(prefs.features, basis)
     return prefs.replace(features=proj), jnp.eye(proj.shape[1], dtype=proj.dtype)
+
+
+def checked_floor(
+    prefs: Preferences, basis, temperature: float = 1.0
+) -> tuple[Preferences, jax.Array]:
+    """`on_floor` with the checks of a public function.
+
+    Raises:
+      ValueError: the basis or the table is not finite, or their product overflows.
+      TypeError: `prefs` is something else.
+    """
+    _checks.check_type(prefs, Preferences, "prefs")
+    _checks.check_basis(basis, prefs.num_features)
+    floor, eye = on_floor(prefs, basis)
+    _tables.check_projected(floor.features, prefs.features, temperature)
+    return floor, eye

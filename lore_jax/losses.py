@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax import _checks
+from lore_jax import _checks, _tables
+from lore_jax._entry import public
 from lore_jax.reward import mixture_weights, project, stored_margins
 from lore_jax.types import Preferences, RewardParams
 
 
+@public()
 def pair_loss(margin: jax.Array, label: jax.Array | None = None) -> jax.Array:
     """−y log σ(m) − (1 − y) log σ(−m) = softplus(m) − y m, finite for every m.
 
@@ -27,6 +29,7 @@ def pair_loss(margin: jax.Array, label: jax.Array | None = None) -> jax.Array:
     return label * jax.nn.softplus(-margin) + (1 - label) * jax.nn.softplus(margin)
 
 
+@public()
 def pair_coefficients(
     prefs: Preferences, weighting: Literal["pairs", "users"] = "pairs", dtype=None
 ) -> jax.Array:
@@ -63,6 +66,7 @@ def user_sums(values: jax.Array, user: jax.Array, num_users: int) -> jax.Array:
     return jax.ops.segment_sum(values, user, num_users, indices_are_sorted=True)
 
 
+@public()
 def bradley_terry_loss(
     params: RewardParams,
     prefs: Preferences,
@@ -85,23 +89,29 @@ def bradley_terry_loss(
       float[].
 
     Raises:
-      ValueError: U, D or K disagree, or `weighting` is neither.
+      ValueError: U, D or K disagree, a concrete number is not finite, or `weighting`
+        is neither.
 
     References:
       Bose et al., 2025 (https://arxiv.org/abs/2504.14439), equation 3; Bradley and
       Terry, Rank Analysis of Incomplete Block Designs, 1952.
     """
+    _checks.check_type(params, RewardParams, "params")
+    _checks.check_type(prefs, Preferences, "prefs")
     _checks.check_basis(params.basis, prefs.num_features)
     shape = (prefs.num_users, params.basis.shape[1])
     _checks.check_weights(params.logits, *shape, "logits")
+    _checks.check_finite(params.logits, "logits")
     _checks.check_positive(temperature, "temperature")
     weights = mixture_weights(params.logits)
-    m = stored_margins(project(prefs.features, params.basis), weights, prefs)
-    m = m / temperature
+    proj = project(prefs.features, params.basis)
+    _tables.check_projected(proj, prefs.features, temperature)
+    m = stored_margins(proj, weights, prefs) / temperature
     coefficients = pair_coefficients(prefs, weighting, m.dtype)
     return jnp.sum(coefficients * pair_loss(m, prefs.label))
 
 
+@public()
 def cosine_anchor(basis: jax.Array, anchor: jax.Array) -> jax.Array:
     """mean_k (1 − cos(V_k, v_ref)), float[]; a zero column counts as orthogonal.
 
@@ -115,6 +125,7 @@ def cosine_anchor(basis: jax.Array, anchor: jax.Array) -> jax.Array:
     )
 
 
+@public()
 def l2_anchor(basis: jax.Array, anchor: jax.Array) -> jax.Array:
     """Σ_k ‖V_k − v_ref‖², float[].
 
@@ -125,14 +136,18 @@ def l2_anchor(basis: jax.Array, anchor: jax.Array) -> jax.Array:
     return jnp.sum((basis - anchor[:, None]) ** 2)
 
 
+@public()
 def ridge(basis: jax.Array) -> jax.Array:
     """Σ_dk V_dk², float[]."""
+    _checks.check_basis(basis)
     return jnp.sum(basis**2)
 
 
 def _check_anchor(basis, anchor) -> None:
+    _checks.check_basis(basis)
     if np.shape(anchor) != (np.shape(basis)[0],):
         raise ValueError(
             f"anchor must be float[D] with D={np.shape(basis)[0]}, got shape "
             f"{np.shape(anchor)}"
         )
+    _checks.check_finite(anchor, "anchor")

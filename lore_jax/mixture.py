@@ -1,13 +1,24 @@
-"""Pure kernels of the posterior's spread around the refined weights.
+"""Pure kernels of the posterior around the refined weights, and its covariance.
 
-Around the weights p that `adapt` returns, the posterior has covariance
+Around the weights p that `adapt` returns, a user's posterior is the density
 
-    Σ = (tr B · B + tr L · L) / (tr B + tr L),   B = Σ_a q_a (a − p̄)(a − p̄)ᵀ
+    (1 − h²) Σ_a q_a δ(w − p − a + p̃) + h² N(w; p, W),   W = (C⁺ + H)⁻¹
 
-with q the posterior over the prior's atoms, p̄ their mean and L Laplace's at p, which
-vanishes at κ = ∞. B is right while several atoms share the posterior and goes to 0
-where many pairs leave one atom alone; there L takes over. Where both say the same, so
-does Σ: their sum would count it twice.
+with mean p and covariance
+
+    Σ = (1 − h²) B + h² W,   B = Σ_a q_a (a − p̃)(a − p̃)ᵀ.
+
+q is the posterior over the prior's atoms and p̃ their mean, C the prior's covariance
+and H = Σ_n s_n(1 − s_n) z_n z_nᵀ the curvature of −loglik at p. Both count every pair
+in full: γ, κ and δ say how p is found, not how much is known. h is the distance of
+neighbouring atoms relative to the deviation of q,
+
+    h² = min(1, 4 (Σ_a q_a²)^(2 / (K − 1))),
+
+and 0 at κ = ∞, where the atoms are the whole posterior. Atoms that are dense under q
+give its shape; where one or few are left, a normal density with the prior's moments
+replaces them. Without pairs B = W = C, so that Σ is the prior's covariance. B and C are
+covariances of points in [0, 1] and W ≼ C, so that no deviation is above 1/2.
 """
 
 import functools
@@ -18,10 +29,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from lore_jax.backend import cholesky, solve_lower
-from lore_jax.prior import likelihood_power, log_likelihoods, pull_towards_mean
+from lore_jax.prior import likelihood_power, log_likelihoods
 from lore_jax.types import Prior, mixture_mean
 
 _EXACT = lax.Precision.HIGHEST
+_LARGEST = 1e15  # the square of a larger margin overflows in float32
+_MOST = 1e4  # most information of a pair: its margin's deviation is 1 % of the prior's
 
 
 class Mixture(NamedTuple):
@@ -29,9 +42,9 @@ class Mixture(NamedTuple):
 
     Attributes:
       weights: p, float[B, K].
-      probability: q, float[B, A].
-      mean: p̄, float[B, K].
-      covariance: Σ, float[B, K, K].
+      probability: the tempered posterior over the atoms, float[B, A].
+      mean: p̄, its mean, float[B, K].
+      covariance: Σ, float[B, K, K], of the density above.
       atoms: float[A, K].
     """
 
@@ -52,36 +65,25 @@ def mixture_of(
     *,
     unit_weights: bool = False,
 ) -> Mixture:
-    """The mixture of users with pairs z float[B, P, K] (T = 1) and weights [B, K].
-
-    With D = diag(p / √p̄), Laplace's precision in D's coordinates is
-    η Σ_n s_n(1 − s_n) (Dz_n)(Dz_n)ᵀ + κ_n I, restricted to Σ_k dp_k = 0.
-    """
+    """The mixture of users with pairs z float[B, P, K] (T = 1) and weights [B, K]."""
     table = log_likelihoods(z, weight, label, prior.atoms, unit_weights=unit_weights)
     total = jnp.sum(weight, axis=1)
     power = likelihood_power(total, prior.tempering)
     probability = jax.nn.softmax(power[:, None] * table + prior.log_weights[None])
     mean = mixture_mean(probability, prior.atoms)
-    m = jnp.einsum("bpk,bk->bp", z, weights, precision=_EXACT)
-    curvature = power[:, None] * weight * jax.nn.sigmoid(m) * jax.nn.sigmoid(-m)
-    data = jnp.einsum("bp,bpk,bpl->bkl", curvature, z, z, precision=_EXACT)
-    between = lax.map(_between(prior.atoms), (probability, mean), batch_size=128)
-    within = laplace(data, weights, mean, pull_towards_mean(total, prior))
-    within = jnp.where(jnp.isfinite(prior.concentration), within, 0)
-    covariance = _larger(between, within)
+    share = jax.nn.softmax(table + prior.log_weights[None])
+    centre = mixture_mean(share, prior.atoms)
+    between = lax.map(_between(prior.atoms), (share, centre), batch_size=128)
+    own = _between(prior.atoms)((jax.nn.softmax(prior.log_weights), prior.mean))
+    normal = normal_covariance(z, weight, weights, own)
+    part = jnp.where(jnp.isfinite(prior.concentration), _normal_share(share, own), 0)
+    covariance = between + part[:, None, None] * (normal - between)
+    covariance = jnp.where((total == 0)[:, None, None], own[None], covariance)
     return Mixture(weights, probability, mean, covariance, prior.atoms)
 
 
-def _larger(first, second):
-    """Mean of covariances float[B, K, K], each counting as much as it is large."""
-    sizes = [jnp.trace(x, axis1=1, axis2=2)[:, None, None] for x in (first, second)]
-    total = sizes[0] + sizes[1]
-    both = sizes[0] * first + sizes[1] * second
-    return both / jnp.where(total > 0, total, 1)
-
-
 def _between(atoms):
-    """(q float[A], p̄ float[K]) → Σ_a q_a (a − p̄)(a − p̄)ᵀ, without cancellation."""
+    """(q float[A], p̃ float[K]) → Σ_a q_a (a − p̃)(a − p̃)ᵀ, without cancellation."""
 
     def user(arrays):
         probability, mean = arrays
@@ -91,38 +93,48 @@ def _between(atoms):
     return user
 
 
-def laplace(
-    data: jax.Array, weights: jax.Array, mean: jax.Array, pull: jax.Array
+def _normal_share(share, own):
+    """h² of users with q float[B, A]: float[B]."""
+    alike = jnp.sum(share**2, axis=1)  # 1 / the number of atoms that share q
+    return jnp.minimum(1, 4 * alike ** (2 / max(len(own) - 1, 1)))
+
+
+def normal_covariance(
+    z: jax.Array, weight: jax.Array, weights: jax.Array, own: jax.Array
 ) -> jax.Array:
-    """Inverse of data + κ diag(p̄ / p²) on the plane Σ_k dp_k = 0: float[B, K, K].
+    """W = (C⁺ + H)⁻¹ on the range of C: float[B, K, K].
+
+    With C = R Rᵀ it is R (I + Rᵀ H R)⁻¹ Rᵀ, which needs no inverse of C.
 
     Args:
-      data: curvature of −η · loglik, float[B, K, K].
+      z: float[B, P, K].
+      weight: float[B, P].
       weights: p, float[B, K].
-      mean: p̄, float[B, K].
-      pull: κ, float[B].
+      own: C, float[K, K].
     """
-    tiny = jnp.finfo(weights.dtype).tiny
-    scale = weights / jnp.sqrt(jnp.maximum(mean, tiny))
-    pull = jnp.clip(pull, 1e-3, 1e6)[:, None, None]
-    eye = jnp.eye(weights.shape[1], dtype=weights.dtype)
-    system = scale[:, :, None] * data * scale[:, None] / pull + eye[None]
-    root = jax.vmap(cholesky)(system)
-    columns = jnp.concatenate(
-        [scale[:, :, None] * eye[None], scale[:, :, None]], axis=2
-    )
-    half = jax.vmap(solve_lower)(root, columns)
-    half, normal = half[..., :-1], half[..., -1:]
-    length = jnp.sum(normal**2, axis=1, keepdims=True)
-    along = jnp.sum(normal * half, axis=1, keepdims=True)
-    half = half - normal * along / jnp.where(length > 0, length, 1)
-    return jnp.einsum("bik,bil->bkl", half, half, precision=_EXACT) / pull
+    values, vectors = jnp.linalg.eigh(own)
+    root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None]
+    z = jnp.clip(z, -_LARGEST, _LARGEST)
+    m = jnp.einsum("bpk,bk->bp", z, weights, precision=_EXACT)
+    side = jnp.einsum("bpk,kl->bpl", z, root, precision=_EXACT)
+    length = jnp.sum(side**2, axis=2)
+    curvature = jax.nn.sigmoid(m) * jax.nn.sigmoid(-m)
+    curvature = jnp.minimum(curvature, _MOST / jnp.maximum(length, _MOST))
+    curvature = weight * curvature
+    data = jnp.einsum("bp,bpk,bpl->bkl", curvature, side, side, precision=_EXACT)
+    # Rounding leaves `data` indefinite by a few eps times its trace.
+    ridge = 1 + 8 * jnp.finfo(z.dtype).eps * jnp.sum(curvature * length, axis=1)
+    system = data + ridge[:, None, None] * jnp.eye(len(own), dtype=z.dtype)[None]
+    lower = jax.vmap(cholesky)(system)
+    columns = jnp.broadcast_to(root.T[None], system.shape)
+    half = jax.vmap(solve_lower)(lower, columns)
+    return jnp.einsum("bik,bil->bkl", half, half, precision=_EXACT)
 
 
 def deviation(mixture: Mixture) -> jax.Array:
-    """Posterior standard deviation of every weight, float[B, K]."""
+    """Posterior standard deviation of every weight, float[B, K], at most 1/2."""
     variance = jnp.diagonal(mixture.covariance, axis1=1, axis2=2)
-    return jnp.sqrt(jnp.maximum(variance, 0))
+    return jnp.sqrt(jnp.clip(variance, 0, 0.25))
 
 
 @jax.jit

@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from lore_jax import _checks
+from lore_jax._entry import public
 from lore_jax.types import Preferences
 
 
@@ -27,6 +28,7 @@ class Planted(NamedTuple):
     weights: jax.Array
 
 
+@public()
 def dirichlet_users(
     key: jax.Array, num_users: int, alpha: float, rank: int
 ) -> jax.Array:
@@ -36,13 +38,12 @@ def dirichlet_users(
       ValueError: α is not positive, or a size is below 1.
     """
     _checks.check_positive(alpha, "alpha")
-    if num_users < 1 or rank < 1:
-        raise ValueError(
-            f"num_users and rank must be at least 1, got {num_users} and {rank}"
-        )
+    _checks.check_count(num_users, "num_users")
+    _checks.check_count(rank, "rank")
     return jax.random.dirichlet(key, jnp.full(rank, alpha), (num_users,))
 
 
+@public()
 def simulate_choices(
     rewards: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -71,6 +72,8 @@ def simulate_choices(
             f"weights must be float[U, J] with J={np.shape(rewards)[2]}, got shape "
             f"{np.shape(weights)}"
         )
+    _checks.check_finite(rewards, "rewards")
+    _checks.check_finite(weights, "weights")
     rewards = jnp.asarray(rewards)
 
     def one(p):
@@ -83,6 +86,7 @@ def simulate_choices(
     return lax.map(one, jnp.asarray(weights))
 
 
+@public("simulate_choices")
 def simulated_preferences(
     features, rewards: jax.Array, weights: jax.Array, prompts: np.ndarray | None = None
 ) -> Preferences:
@@ -126,6 +130,7 @@ def simulated_preferences(
     )
 
 
+@public("dirichlet_users and jax.random")
 def planted(
     key: jax.Array,
     *,
@@ -166,10 +171,10 @@ def planted(
             f"num_features must be at least rank={rank}, got {num_features}"
         )
     _checks.host_floats([label_noise], 1, "label_noise", 0.0, 1.0)
+    _checks.check_positive(margin_scale, "margin_scale")
     sizes = {"pairs_per_user": pairs_per_user, "heldout_pairs": heldout_pairs}
     for name, size in sizes.items():
-        if size < 0:
-            raise ValueError(f"{name} must be at least 0, got {size}")
+        _checks.check_count(size, name, 0)
     keys = jax.random.split(key, 4)
     weights = dirichlet_users(keys[0], num_users, alpha, rank)
     normal = jax.random.normal(keys[1], (num_features, rank))

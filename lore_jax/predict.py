@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lore_jax import _checks
+from lore_jax import _checks, _ids
+from lore_jax._entry import public
 from lore_jax.adapt import adapt
 from lore_jax.data import take_shots, take_users
 from lore_jax.evaluate import user_means
-from lore_jax.floor import chunk_reader, chunks, on_floor
+from lore_jax.floor import checked_floor, chunk_reader, chunks
 from lore_jax.losses import pair_loss
 from lore_jax.mixture import Mixture, deviation, margin_moments, mixture_of
-from lore_jax.prior import uniform_prior
+from lore_jax.prior import check_prior, uniform_prior
 from lore_jax.reward import pair_rewards
 from lore_jax.types import Preferences, Prior
 
@@ -33,10 +34,12 @@ class Posterior(NamedTuple):
     """Weights of users and how sure of them their pairs make us.
 
     Attributes:
-      weights: float[U, K] on the simplex, what `adapt` returns.
-      mean: float[U, K], posterior mean over the prior's atoms.
-      deviation: float[U, K], posterior standard deviation of each weight.
-      covariance: float[U, K, K], or None where it was not asked for.
+      weights: p, float[U, K] on the simplex, what `adapt` returns: the mean of the
+        density in `posterior`.
+      mean: p̄, float[U, K], tempered posterior mean over the prior's atoms, from which
+        `weights` are refined.
+      deviation: float[U, K], posterior standard deviation of each weight, at most 1/2.
+      covariance: Σ, float[U, K, K], or None where it was not asked for.
       user_ids: str[U] or None.
     """
 
@@ -47,6 +50,7 @@ class Posterior(NamedTuple):
     user_ids: Any = None
 
 
+@public("adapt_users")
 def posterior(
     basis: jax.Array,
     prefs: Preferences,
@@ -55,6 +59,20 @@ def posterior(
     covariance: bool = False,
 ) -> Posterior:
     """Posterior of every user's weights against a frozen basis.
+
+    The density reported, of a user's weights w, is
+
+        (1 − h²) Σ_a q_a δ(w − p − (a − p̃)) + h² N(w; p, (C⁺ + H)⁻¹),
+
+    with mean p (`weights`) and covariance Σ = (1 − h²) B + h² (C⁺ + H)⁻¹. Here
+    q_a ∝ π_a Π_n P(y_n | a) is the posterior over the prior's atoms, p̃ and B its mean
+    and covariance, C the prior's covariance, H = Σ_n s_n(1 − s_n) z_n z_nᵀ the
+    curvature of the pairs at p, and h² = min(1, 4 (Σ_a q_a²)^(2 / (K − 1))), or 0 at
+    κ = ∞, where the density is the posterior over the atoms alone.
+
+    A 90 % interval of a weight is p_k ± 1.645 `deviation`, of a margin
+    z · p ± 1.645 √(zᵀ Σ z). Pairs count as independent and in full: the tempering γ of
+    the prior moves p and does not widen Σ.
 
     `adapt(..., spread=True)` returns the weights and their deviation in one pass.
 
@@ -65,13 +83,14 @@ def posterior(
       covariance: also return float[U, K, K].
 
     Returns:
-      `Posterior`; a user without pairs gets the prior's mean and spread.
+      `Posterior`; a user without pairs gets the prior's mean and covariance.
 
     Raises:
       ValueError: shapes disagree.
       TypeError: `prior` is something else.
     """
-    rank = np.shape(basis)[-1]
+    _checks.check_basis(basis, prefs.num_features)
+    rank = np.shape(basis)[1]
     out: Any = None
     for users, mixture, _ in _mixtures(basis, prefs, prior):
         total = np.asarray(mixture.covariance)
@@ -85,6 +104,7 @@ def posterior(
     return Posterior(**fields, user_ids=_names(prefs))
 
 
+@public("adapt_users and reward_from_weights")
 def predict_proba(
     basis: jax.Array,
     prefs: Preferences,
@@ -117,7 +137,7 @@ def predict_proba(
     References:
       MacKay, The evidence framework applied to classification networks, 1992.
     """
-    known = uniform_prior(1) if prior is None else prior
+    known = _known(prior, basis)
     spread = float(known.spread) if spread is None else spread
     _checks.host_floats([spread], 1, "spread", 0.0, np.inf)
     moments = map_pairs(margin_moments, basis, prefs, prior, new_pairs)
@@ -125,6 +145,7 @@ def predict_proba(
     return np.asarray(jax.nn.sigmoid(_squeezed(moments, spread, scale)))
 
 
+@public("adapt_users")
 def spread_losses(
     basis: jax.Array,
     training: Preferences,
@@ -156,7 +177,7 @@ def spread_losses(
     """
     for rho, scale in candidates:
         _checks.host_floats([rho, scale], 2, "candidates", 0.0, np.inf)
-    training, eye = on_floor(training, basis)
+    training, eye = checked_floor(training, basis)
     heldout = heldout.replace(features=training.features)
     if training.num_users > num_users:
         rng = np.random.default_rng(0)
@@ -217,7 +238,7 @@ def map_pairs(
       ValueError: shapes disagree, or a user of `new_pairs` is not in `prefs`.
     """
     place = _match(prefs, new_pairs)
-    new, _ = on_floor(new_pairs, basis)
+    new, _ = checked_floor(new_pairs, basis, _known(prior, basis).temperature)
     by_seen = np.argsort(place, kind="stable")  # new users, in the order of prefs
     starts = np.asarray(new.offsets)[:-1][by_seen]
     counts = np.asarray(new.counts)[by_seen]
@@ -261,7 +282,17 @@ def _blocks(total: int):
         start += block
 
 
-def _names(prefs: Preferences):
+def _known(prior: Prior | None, basis) -> Prior:
+    """The prior, checked; Dirichlet(1) for None."""
+    _checks.check_basis(basis)
+    rank = np.shape(basis)[1]
+    if prior is None:
+        return uniform_prior(rank)
+    check_prior(prior, rank)
+    return prior
+
+
+def _names(prefs: Preferences) -> Any:
     return None if prefs.ids is None else prefs.ids.users
 
 
@@ -275,7 +306,7 @@ def _match(prefs: Preferences, new_pairs: Preferences) -> np.ndarray:
             "by position"
         )
     if old is not None:
-        return _checks.host_users(new, None, old)[1]
+        return _ids.look_up(new, old, "new_pairs", "prefs")
     if prefs.num_users != new_pairs.num_users:
         raise ValueError(
             f"new_pairs must hold the users of prefs: {new_pairs.num_users} and "
@@ -286,9 +317,8 @@ def _match(prefs: Preferences, new_pairs: Preferences) -> np.ndarray:
 
 def _mixtures(basis, prefs: Preferences, prior: Prior | None):
     """Yields (users, Mixture, T) chunk by chunk; U × A stands for one chunk only."""
-    _checks.check_basis(basis, prefs.num_features)
-    seen, eye = on_floor(prefs, basis)
-    prior = uniform_prior(len(eye)) if prior is None else prior
+    prior = _known(prior, basis)
+    seen, eye = checked_floor(prefs, basis, prior.temperature)
     weights = np.asarray(adapt(eye, seen, prior=prior).weights)
     temperature = prior.temperature
     one = jax.tree.map(lambda x: jnp.asarray(x, weights.dtype), prior)

@@ -66,12 +66,28 @@ def check_prior(prior: Prior, rank: int) -> None:
             f"{np.shape(prior.log_weights)}"
         )
     _checks.check_simplex(prior.atoms, "prior.atoms")
-    for name in ("tempering", "concentration"):
+    _checks.check_finite(prior.log_weights, "prior.log_weights")
+    for name in ("concentration", "tempering", "spread", "decay", "margin_scale"):
         value = getattr(prior, name)
-        if not _checks.is_traced(value) and not np.asarray(value) >= 0:
-            raise ValueError(f"prior.{name} must be at least 0, got {float(value):g}")
-    if not _checks.is_traced(prior.decay) and not np.isfinite(prior.decay):
-        raise ValueError(f"prior.decay must be finite, got {float(prior.decay):g}")
+        if np.shape(value) != ():
+            raise ValueError(
+                f"prior.{name} must be one number, got shape {np.shape(value)}"
+            )
+        if _checks.is_traced(value):
+            continue
+        if np.asarray(value).dtype.kind not in "fiu" and not _checks.is_floating(
+            np.asarray(value).dtype
+        ):
+            raise TypeError(f"prior.{name} must be one number, got {value!r}")
+        number = float(value)
+        if name == "decay" and not math.isfinite(number):
+            raise ValueError(f"prior.decay must be finite, got {number:g}")
+        if name != "decay" and not number >= 0:
+            raise ValueError(f"prior.{name} must be at least 0, got {number:g}")
+        if name != "concentration" and number == math.inf:
+            raise ValueError(f"prior.{name} must be finite, got inf")
+        if name == "margin_scale" and number == 0:
+            raise ValueError("prior.margin_scale must be above 0, got 0")
     _checks.check_positive(prior.temperature, "prior.temperature")
 
 

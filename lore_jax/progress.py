@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lore_jax import descent
+from lore_jax.files import digest, parse_json
 from lore_jax.floor import visit_rows
 from lore_jax.results import Metrics, Progress
 from lore_jax.types import FeatureSource, Preferences
@@ -48,8 +49,10 @@ class Run:
         """Starts, or goes on from `resume`.
 
         Raises:
-          ValueError: `resume` belongs to another fit.
+          ValueError: `resume` belongs to another fit, or was changed.
         """
+        if resume is not None:
+            check_progress(resume, "resume.")
         if resume is not None and resume.fingerprint != fingerprint:
             raise ValueError(
                 "resume is the progress of another fit: the data, rank, key, config, "
@@ -117,20 +120,19 @@ class Run:
                     for *old, x in (zip(trail, new) if trail else zip(new))
                 )
             if self._on_progress is not None and due[-1]:
-                self._on_progress(
-                    Progress(
-                        state=tuple(np.array(x) for x in jax.tree.leaves(state)),
-                        metrics=jax.tree.map(np.array, metrics),
-                        trail=trail,
-                        best=self.best,
-                        losses=tuple(self.losses),
-                        choice=self.choice,
-                        finished=self.finished,
-                        name=name,
-                        rows=tuple(dict(row) for row in self.rows),
-                        fingerprint=self._fingerprint,
-                    )
+                progress = Progress(
+                    state=tuple(np.array(x) for x in jax.tree.leaves(state)),
+                    metrics=jax.tree.map(np.array, metrics),
+                    trail=trail,
+                    best=self.best,
+                    losses=tuple(self.losses),
+                    choice=self.choice,
+                    finished=self.finished,
+                    name=name,
+                    rows=tuple(dict(row) for row in self.rows),
+                    fingerprint=self._fingerprint,
                 )
+                self._on_progress(seal(progress))
 
         state, metrics = descent.train(
             state,
@@ -200,16 +202,14 @@ def fingerprint(prefs: Preferences, key, *settings) -> str:
 _FIELDS = ("state", "trail", "best", "losses", "finished", "metrics")
 
 
-def to_arrays(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(arrays, metadata) that a file holds."""
+def _parts(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, texts) that make up a record, without its digest."""
     arrays = {
         f"{field}.{i}": np.asarray(x, order="C")
         for field in _FIELDS
         for i, x in enumerate(getattr(progress, field))
     }
     return arrays, {
-        "format": FORMAT,
-        "version": str(VERSION),
         "name": progress.name,
         "rows": json.dumps(progress.rows),
         "choice": json.dumps(progress.choice),
@@ -217,11 +217,23 @@ def to_arrays(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]
     }
 
 
+def seal(progress: Progress) -> Progress:
+    """The record with the digest of what it holds."""
+    return progress.replace(digest=digest(*_parts(progress)))
+
+
+def to_arrays(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, metadata) that a file holds."""
+    arrays, texts = _parts(progress)
+    kind = {"format": FORMAT, "version": str(VERSION), "seal": progress.digest}
+    return arrays, {**texts, **kind}
+
+
 def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Progress:
     """What `to_arrays` took apart; the state's shapes are checked when it is used.
 
     Raises:
-      ValueError: something is missing, or lengths disagree.
+      ValueError: something is missing, disagrees, or was changed.
     """
     fields: dict[str, list] = {name: [] for name in _FIELDS}
     for field, values in fields.items():
@@ -229,38 +241,75 @@ def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Prog
             values.append(arrays[name])
     if sum(map(len, fields.values())) != len(arrays) or not fields["state"]:
         raise ValueError(f"expected numbered arrays of a progress, got {list(arrays)}")
-    metrics, count = fields.pop("metrics"), len(Metrics._fields)
-    if len(metrics) != count or len({x.shape for x in metrics}) > 1:
-        raise ValueError(f"metrics must be {count} arrays float[n]")
-    if metrics[0].ndim != 1 or any(x.dtype.kind != "f" for x in metrics):
-        raise ValueError(f"metrics must be {count} arrays float[n]")
-    if len(fields["trail"]) not in (0, 2) or len(set(map(len, fields["trail"]))) > 1:
-        raise ValueError("trail must be two arrays with one entry per snapshot")
-    if len(fields["finished"]) not in (0, 3 + count):
-        raise ValueError(f"finished must be {3 + count} arrays")
+    if len(fields["metrics"]) != len(Metrics._fields):
+        raise ValueError(f"metrics must be {len(Metrics._fields)} arrays float[n]")
     try:
-        rows = tuple(json.loads(metadata["rows"]))
-        choice = json.loads(metadata["choice"])
-        name, mark = metadata["name"], metadata["fingerprint"]
-    except (KeyError, TypeError, ValueError) as error:
+        rows = parse_json(metadata["rows"], "rows")
+        progress = Progress(
+            state=tuple(fields["state"]),
+            metrics=Metrics(*fields["metrics"]),
+            trail=tuple(fields["trail"]),
+            best=tuple(fields["best"]),
+            losses=tuple(fields["losses"]),
+            finished=tuple(fields["finished"]),
+            name=metadata["name"],
+            choice=parse_json(metadata["choice"], "choice"),
+            rows=tuple(rows) if isinstance(rows, list) else (rows,),
+            fingerprint=metadata["fingerprint"],
+            digest=metadata["seal"],
+        )
+    except KeyError as error:
         raise ValueError(f"metadata: {error!r}") from error
+    check_progress(progress)
+    return progress
+
+
+def check_progress(progress: Progress, prefix: str = "") -> None:
+    """Raises `ValueError` unless a record is consistent, and as `fit` made it.
+
+    A state that is not finite belongs to a training whose losses are not either.
+
+    Args:
+      progress: the record.
+      prefix: of its fields' names in an error.
+    """
+    metrics, count = tuple(map(np.asarray, progress.metrics)), len(Metrics._fields)
+    if {x.shape for x in metrics} != {(len(metrics[0]),)} or any(
+        x.dtype.kind != "f" for x in metrics
+    ):
+        raise ValueError(f"{prefix}metrics must be {count} arrays float[n]")
+    state = tuple(map(np.asarray, progress.state))
+    steps = [int(x) for x in state if x.dtype.kind in "iu" and x.ndim == 0]
+    if not steps or set(steps) != {len(metrics[0])}:
+        raise ValueError(
+            f"{prefix}metrics are those of {len(metrics[0])} steps, but the state is "
+            f"that after {steps[-1] if steps else 'an unknown number of'} steps"
+        )
+    trail = progress.trail
+    if len(trail) not in (0, 2) or len({len(np.atleast_1d(x)) for x in trail}) > 1:
+        raise ValueError(f"{prefix}trail must be two arrays, one entry per snapshot")
+    if len(progress.finished) not in (0, 3 + count):
+        raise ValueError(f"{prefix}finished must be {3 + count} arrays")
+    rows = progress.rows
     losses = [row.get("log_loss") for row in rows if isinstance(row, dict)]
     if len(losses) < len(rows) or not all(isinstance(x, float) for x in losses):
-        raise ValueError("rows must be objects with a log_loss each")
-    if len(rows) != len(fields["losses"]):
-        raise ValueError(
-            f"losses must be {len(rows)} arrays float[U], one for each row"
-        )
+        raise ValueError(f"{prefix}rows must be objects with a log_loss each")
+    if any(isinstance(x, float) and x < 0 for x in losses):
+        raise ValueError(f"{prefix}rows must have a log_loss of at least 0")
+    if len(rows) != len(progress.losses):
+        raise ValueError(f"{prefix}losses must be {len(rows)} arrays, one for each row")
     kept = sum(row.get("kept") is True for row in rows)
-    if len(fields["best"]) != 2 * kept:
+    if len(progress.best) != 2 * kept:
         raise ValueError(
-            f"best must be {2 * kept} arrays, two for each row that is kept"
+            f"{prefix}best must be {2 * kept} arrays, two for each kept row"
         )
-    return Progress(
-        metrics=Metrics(*metrics),
-        name=name,
-        rows=rows,
-        choice=choice,
-        fingerprint=mark,
-        **{field: tuple(values) for field, values in fields.items()},
-    )
+    if not isinstance(progress.choice, dict):
+        raise ValueError(f"{prefix}choice must be an object")
+    if all(np.isfinite(x[-1:]).all() for x in metrics):
+        for i, leaf in enumerate(state):
+            if leaf.dtype.kind == "f" and np.isnan(leaf).any():
+                raise ValueError(f"{prefix}state[{i}] must be finite, it holds NaN")
+    if progress.digest != digest(*_parts(progress)):
+        raise ValueError(
+            f"{prefix}digest is not that of the record: something in it was changed"
+        )

@@ -73,8 +73,8 @@ class History(NamedTuple):
         nothing was held out.
       validation_steps: int[C], after how many steps.
       heldout: one dict per hold-out: "holdout" ("judgements" or "items"), "log_loss" of
-        the chosen candidate, "global_log_loss" of one direction for all users tuned on
-        the same hold-outs, "gain", their difference, and its "standard_error".
+        the chosen candidate, "global_log_loss" of the best global Bradley–Terry model
+        for that hold-out, "gain", their difference, and its "standard_error".
       starts: how much trainings from different starts agree, a dict as in
         `diagnostics.report`; empty with one start.
     """
@@ -107,6 +107,7 @@ class Progress(struct.PyTreeNode):
       rows: one dict per candidate and hold-out that was trained on.
       choice: what the search chose, once it has; {} before.
       fingerprint: of data, rank, key, config, init and anchor.
+      digest: of everything else here; a record that was changed is refused.
     """
 
     state: tuple
@@ -119,6 +120,7 @@ class Progress(struct.PyTreeNode):
     rows: tuple = struct.field(pytree_node=False, default=())
     choice: dict = struct.field(pytree_node=False, default_factory=dict)
     fingerprint: str = struct.field(pytree_node=False, default="")
+    digest: str = struct.field(pytree_node=False, default="")
 
     @property
     def num_steps(self) -> int:

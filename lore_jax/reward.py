@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from lore_jax import _checks
+from lore_jax import _checks, _ids, _tables
+from lore_jax._entry import public
 from lore_jax.backend import sized
 from lore_jax.types import FeatureSource, Preferences, RewardParams
 
@@ -20,6 +21,7 @@ _EXACT = lax.Precision.HIGHEST
 _COLUMNS = 8, 16  # a product with 5 to 7 or 9 to 15 takes up to half as long again
 
 
+@public()
 def init_params(
     key: jax.Array, *, num_users: int, num_features: int, rank: int, dtype=None
 ) -> RewardParams:
@@ -40,8 +42,7 @@ def init_params(
     """
     sizes = {"num_users": num_users, "num_features": num_features, "rank": rank}
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+        _checks.check_count(size, name)
     dtype = dtype or jnp.result_type(float)
     key_basis, key_logits = jax.random.split(key)
     return RewardParams(
@@ -50,11 +51,13 @@ def init_params(
     )
 
 
+@public()
 def mixture_weights(logits: jax.Array) -> jax.Array:
     """P = softmax(w) over the last axis: float[..., K] on the simplex."""
     return jax.nn.softmax(logits, axis=-1)
 
 
+@public()
 def project(features, basis: jax.Array) -> Any:
     """One read of the table: proj = features · V.
 
@@ -70,13 +73,23 @@ def project(features, basis: jax.Array) -> Any:
       block.
 
     Raises:
-      ValueError: D disagrees.
+      ValueError: D disagrees, or `basis`, `features` or their product is not finite;
+        the message names the row.
+      TypeError: `basis` or `features` holds no real numbers.
     """
+    _checks.check_basis(basis, _tables.num_columns(features))
     if isinstance(features, FeatureSource):
-        _checks.check_basis(basis, features.shape[1])
-        blocks = [np.asarray(project(block, basis)) for block in features.blocks()]
-        return np.concatenate(blocks)
-    _checks.check_basis(basis, np.shape(features)[-1])
+        blocks = [
+            np.asarray(_projected(block, basis)) for block in _tables.blocks(features)
+        ]
+        proj = np.concatenate(blocks)
+    else:
+        proj = _projected(features, basis)
+    _tables.check_projected(proj, features)
+    return proj
+
+
+def _projected(features, basis):
     features, basis = jnp.asarray(features), jnp.asarray(basis)
     dtype = jnp.promote_types(features.dtype, basis.dtype)
     return _product(features.astype(dtype), basis.astype(dtype))
@@ -116,6 +129,7 @@ def mix(proj: jax.Array, weights: jax.Array, temperature: float = 1.0) -> jax.Ar
     return jnp.einsum("...k,...k->...", proj, weights, precision=_EXACT) / temperature
 
 
+@public()
 def reward(
     x: jax.Array, basis: jax.Array, logits: jax.Array, temperature: float = 1.0
 ) -> jax.Array:
@@ -142,6 +156,7 @@ def reward(
     return mix(project(x, basis), mixture_weights(logits), temperature)
 
 
+@public()
 def reward_from_weights(
     x: jax.Array, basis: jax.Array, weights: jax.Array, temperature: float = 1.0
 ) -> jax.Array:
@@ -151,7 +166,7 @@ def reward_from_weights(
       ValueError: shapes disagree, T is not positive, or a row of `weights` is not on
         the simplex (logits passed by mistake).
     """
-    _checks.check_same_trailing(basis, weights, x)
+    _checks.check_same_trailing(basis, weights, x, "weights")
     _checks.check_positive(temperature, "temperature")
     _checks.check_simplex(weights)
     return mix(project(x, basis), weights, temperature)
@@ -163,6 +178,7 @@ def pair_rewards(proj, prefs: Preferences):
     return z if prefs.rejected is None else z - proj[prefs.rejected]
 
 
+@public()
 def margins(
     basis: jax.Array,
     weights: jax.Array,
@@ -173,7 +189,9 @@ def margins(
 
     Args:
       basis: V, float[D, K].
-      weights: p, float[U, K] on the simplex.
+      weights: p, float[U, K] on the simplex, row u for user u of `prefs`; or what
+        `adapt` or `fit` returned, whose users are matched by name where they have
+        names.
       prefs: N pairs of U users.
       temperature: T > 0.
 
@@ -194,9 +212,12 @@ def checked_margins(
     temperature: float = 1.0,
 ) -> jax.Array:
     """`margins` in stored order; it raises what they raise."""
+    _checks.check_type(prefs, Preferences, "prefs")
+    weights = _ids.match_weights(weights, prefs.ids and prefs.ids.users)
     _check_users(basis, weights, prefs)
     _checks.check_positive(temperature, "temperature")
     proj = project(prefs.features, basis)
+    _tables.check_projected(proj, prefs.features, temperature)
     return stored_margins(proj, weights, prefs) / temperature
 
 
@@ -211,56 +232,63 @@ def _mix_of(z, weights, user):
     return mix(z, weights[user])
 
 
+@public()
 def score(basis: jax.Array, weights: jax.Array, features) -> jax.Array:
     """Rewards of every response for every user, at T = 1.
 
     Args:
       basis: V, float[D, K].
-      weights: float[U, K] on the simplex.
+      weights: float[U, K] on the simplex, or what `adapt` or `fit` returned.
       features: float[M, D] or a `FeatureSource`.
 
     Returns:
-      float[U, M]. For many users prefer `score_rows` or `top_k`.
+      float[U, M], users in the order of `weights`. For many users prefer `score_rows`
+      or `top_k`.
 
     Raises:
       ValueError: shapes disagree or weights are not on the simplex.
     """
-    _check_matrix(basis, weights)
+    weights, _ = _check_matrix(basis, weights)
+    _tables.num_rows(features)
     proj = jnp.asarray(project(features, basis))
     return jnp.matmul(jnp.asarray(weights), proj.T, precision=_EXACT)
 
 
+@public()
 def score_rows(basis: jax.Array, weights: jax.Array, features, user, rows) -> jax.Array:
     """Rewards of chosen (user, response rows) combinations, without U×M.
 
     Args:
       basis: V, float[D, K].
-      weights: float[U, K] on the simplex.
+      weights: float[U, K] on the simplex, or what `adapt` or `fit` returned.
       features: float[M, D] or a `FeatureSource`.
-      user: int[Q].
+      user: int[Q] rows of `weights`, or names where `weights` has names.
       rows: int[Q] or int[Q, C], rows of `features`.
 
     Returns:
       float in the shape of `rows`.
 
     Raises:
-      ValueError: shapes disagree, or an index is out of range.
+      ValueError: shapes disagree, an index is out of range, or a name is unknown.
+        Traced indices are not checked: they are clipped.
+      TypeError: `user` or `rows` holds something else.
     """
-    _check_matrix(basis, weights)
-    user = _checks.host_indices(user, len(weights), "user", f"U is {len(weights)}")
-    rows = np.asarray(rows)
+    weights, names = _check_matrix(basis, weights)
+    user = _ids.queried(user, names, np.shape(weights)[0])
+    rows = rows if _checks.is_traced(rows) else _checks.host_array(rows, "rows")
     if rows.ndim not in (1, 2) or rows.shape[0] != len(user):
         raise ValueError(
             f"rows must be int[Q] or int[Q, C] with Q={len(user)} like user, got "
             f"shape {rows.shape}"
         )
-    of = f"features has M={features.shape[0]} rows"
-    flat = _checks.host_indices(rows.ravel(), features.shape[0], "rows", of)
-    proj = project(features, basis)[flat.reshape(rows.shape)]
-    mine = jnp.asarray(weights)[user]
-    return mix(jnp.asarray(proj), mine if rows.ndim == 1 else mine[:, None])
+    flat = _ids.row_numbers(rows.ravel(), _tables.num_rows(features))
+    proj = jnp.asarray(project(features, basis))
+    proj = jnp.take(proj, flat.reshape(rows.shape), axis=0, mode="clip")
+    mine = jnp.take(jnp.asarray(weights), user, axis=0, mode="clip")
+    return mix(proj, mine if rows.ndim == 1 else mine[:, None])
 
 
+@public()
 def top_k(
     basis: jax.Array, weights: jax.Array, features, user, k: int, rows=None
 ) -> tuple[jax.Array, jax.Array]:
@@ -268,9 +296,10 @@ def top_k(
 
     Args:
       basis: V, float[D, K].
-      weights: float[U, K] on the simplex.
+      weights: float[U, K] on the simplex, or what `adapt` or `fit` returned.
       features: float[M, D] or a `FeatureSource`.
-      user: int[Q], whose ranking each query asks for.
+      user: int[Q] rows of `weights`, whose ranking each query asks for, or names
+        where `weights` has names.
       k: how many, at most the number of candidates.
       rows: int[Q, C] candidates of each query; None ranks all M responses, a chunk
         of queries at a time.
@@ -279,29 +308,39 @@ def top_k(
       (scores float[Q, k], rows int32[Q, k]).
 
     Raises:
-      ValueError: shapes disagree, an index or k is out of range.
+      ValueError: shapes disagree, an index or k is out of range, or a name is unknown.
+      TypeError: k is no integer, or `user` or `rows` holds something else.
     """
-    candidates = features.shape[0] if rows is None else np.shape(rows)[-1]
+    if rows is not None and np.ndim(rows) != 2:
+        raise ValueError(f"rows must be int[Q, C], got shape {np.shape(rows)}")
+    candidates = _tables.num_rows(features) if rows is None else np.shape(rows)[-1]
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise TypeError(f"k must be an integer, got {k!r}")
     if not 1 <= k <= candidates:
         raise ValueError(f"k must be in 1 … {candidates} candidates, got {k}")
     if rows is not None:
         scores = score_rows(basis, weights, features, user, rows)
         best, place = lax.top_k(scores, k)
         return best, jnp.take_along_axis(jnp.asarray(rows), place, axis=1)
-    _check_matrix(basis, weights)
-    user = _checks.host_indices(user, len(weights), "user", f"U is {len(weights)}")
+    weights, names = _check_matrix(basis, weights)
+    user = _ids.queried(user, names, np.shape(weights)[0])
     proj = jnp.asarray(project(features, basis))
 
     def one(p):
         return lax.top_k(jnp.matmul(proj, p, precision=_EXACT), k)
 
-    return lax.map(one, jnp.asarray(weights)[user], batch_size=256)
+    mine = jnp.take(jnp.asarray(weights), user, axis=0, mode="clip")
+    return lax.map(one, mine, batch_size=256)
 
 
-def _check_matrix(basis, weights) -> None:
+def _check_matrix(basis, weights):
+    """(weights float[U, K], names of the users or None)."""
     _checks.check_basis(basis)
-    _checks.check_weights(weights, np.shape(weights)[0], np.shape(basis)[1])
+    weights, names, _ = _ids.of_weights(weights)
+    num_users = np.shape(weights)[0] if np.ndim(weights) else 0
+    _checks.check_weights(weights, num_users, np.shape(basis)[1])
     _checks.check_simplex(weights)
+    return weights, names
 
 
 def _check_users(basis, weights, prefs: Preferences) -> None:

@@ -1,31 +1,19 @@
-"""The default recipe: every setting on hold-outs, then a training on all pairs."""
+"""The search of the default recipe: losses of candidates, one setting after another."""
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax.adapt import adapt
-from lore_jax.buckets import count_users
 from lore_jax.config import TrainConfig
-from lore_jax.diagnostics import compare_starts
-from lore_jax.progress import Run, stride
-from lore_jax.results import Fitted, History, Metrics
-from lore_jax.selection import choose_refinement, with_settings
-from lore_jax.splits import without_unused_rows
+from lore_jax.progress import Run
 from lore_jax.trainer import Trainer
-from lore_jax.types import FeatureSource, Preferences, RewardParams
 from lore_jax.validation import (
     Validation,
     better,
-    choose_stop,
-    make_holdouts,
     mean_losses,
     relative,
-    rows_of,
 )
 
 SETTINGS = ("rank", "smoothing", "ridge", "tempering")
@@ -39,6 +27,7 @@ class Search:
         self.train, self.holdouts, self.run = train, holdouts, run
         self.scales = np.ones(len(holdouts))
         self.line: dict = {}
+        self.first = train.first
         self.known = {_key(row): x for row, x in zip(run.rows, run.losses)}
         self.trails: dict[tuple, tuple] = {}
         for row, i in run.kept():
@@ -73,7 +62,7 @@ class Search:
         candidate: what both lose there alike is what the items are tuned for.
         """
         scales = self.scales.copy()
-        if candidate["rank"] > 1 and len(scales) > 1:
+        if self.line and len(scales) > 1:
             line = {**self.line, "smoothing": candidate["smoothing"]}
             line["ridge"] = candidate["ridge"]
             scales[0] = mean_losses(self.losses([line])[0])[0]
@@ -83,12 +72,13 @@ class Search:
         """Mean over hold-outs of its loss over that of the global model."""
         return relative(self.losses([candidate])[0], self.scales_of(candidate))
 
+    def ratios(self, candidate: dict) -> np.ndarray:
+        """Users' losses over those of the global model, float[H, U]."""
+        return self.losses([candidate])[0] / self.scales_of(candidate)[:, None]
+
     def better(self, candidate: dict, than: dict) -> bool:
         """Whether it is better by two standard errors."""
-        both = candidate, than
-        losses = zip(self.losses(both), map(self.scales_of, both))
-        ratios = (x / scales[:, None] for x, scales in losses)
-        return better(*ratios, guarded=candidate["rank"] > 1)
+        return better(self.ratios(candidate), self.ratios(than))
 
     def curves(self, candidate: dict) -> list[np.ndarray]:
         """Users' losses float[S, U] on each hold-out after each tenth of the steps."""
@@ -103,18 +93,17 @@ class Search:
     def results(self, candidate: dict, stop: int) -> list[tuple]:
         """(V, prior) of its training for each hold-out, at a snapshot."""
         return [
-            self.train.result(
-                name, split.training, *(x[stop] for x in trail), candidate
-            )
-            for name, split in self.holdouts.items()
+            self._result(name, trail[0][stop], trail[1][stop], candidate)
+            for name in self.holdouts
             for trail in [self._trail(name, candidate)]
         ]
 
-    def report(self, candidate: dict, losses: Sequence[np.ndarray]) -> list[dict]:
-        """Its losses float[U] on each hold-out beside those of the global model."""
+    def report(self, losses: Sequence[np.ndarray]) -> list[dict]:
+        """Losses float[U] on each hold-out beside the best of the global models."""
         rows = []
-        baseline = self.losses([self.line])[0] if candidate["rank"] > 1 else losses
-        for name, own, other in zip(self.holdouts, losses, baseline, strict=True):
+        for name, own in zip(self.holdouts, losses, strict=True):
+            lines = [x for key, x in self.known.items() if key[:2] == (name, 1)]
+            other = min(lines, key=lambda x: mean_losses(x[None])[0])
             gain = (other - own)[np.isfinite(other - own)]
             error = gain.std(ddof=1) / gain.size**0.5 if gain.size > 1 else np.inf
             loss, reference = mean_losses(np.stack([own, other]))
@@ -143,11 +132,13 @@ class Search:
         return trail
 
     def _curve(self, name: str, candidate: dict, trail) -> np.ndarray:
-        split = self.holdouts[name]
-        results = [
-            self.train.result(name, split.training, *x, candidate) for x in zip(*trail)
-        ]
-        return split.curve(*zip(*results, strict=True))
+        pairs = zip(*trail, strict=True)
+        results = [self._result(name, v, pi, candidate) for v, pi in pairs]
+        return self.holdouts[name].curve(*zip(*results, strict=True))
+
+    def _result(self, name: str, theta, log_weights, candidate: dict) -> tuple:
+        pairs = self.holdouts[name].training
+        return self.train.result(name, pairs, theta, log_weights, candidate)
 
     def _compile(self, name: str, candidate: dict) -> None:
         split = self.holdouts[name]
@@ -173,23 +164,23 @@ def _loss(losses: np.ndarray) -> dict:
 def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
     """The best value of one setting; `start`'s, unless by two standard errors.
 
-    Tries the neighbours of `start`'s value in the sorted grid, and goes on in a
-    direction while the loss falls.
+    From `start`'s value in the sorted grid, goes on in a direction while the loss
+    falls: first towards the second value of the grid, and the other way where nothing
+    was better there.
     """
     values = sorted(set(grid))
-    at = values.index(start[name])
-    candidates = [{**start, name: value} for value in values]
-    search.losses(
-        [start, *candidates[max(at - 1, 0) : at], *candidates[at + 1 : at + 2]]
-    )
-    best = start
-    for step in (-1, 1):
-        place, last = at + step, search.score(start)
-        while 0 <= place < len(values) and search.score(candidates[place]) < last:
-            last = search.score(candidates[place])
-            best = min(best, candidates[place], key=search.score)
-            place += step
-    best = best if search.better(best, start) else start
+    at, best = values.index(start[name]), start
+    first = 1 if len(grid) < 2 or grid[1] > grid[0] else -1
+    for step in (first, -first):
+        place = at + step
+        while 0 <= place < len(values):
+            candidate = {**start, name: values[place]}
+            if not search.score(candidate) < search.score(best):
+                break
+            best, place = candidate, place + step
+        if best is not start:
+            break
+    best = best if best is start or search.better(best, start) else start
     search.keep(best)
     return best
 
@@ -206,162 +197,21 @@ def tune(search: Search, start: dict, config: TrainConfig) -> dict:
 
 
 def select(search: Search, ranks: tuple[int, ...], config: TrainConfig) -> dict:
-    """The candidate to train, and the global model's losses in `search.scales`.
+    """The candidate to train, and the global model that losses are divided by.
 
     The global Bradley–Terry model is tuned first. Then the ranks are compared at the
     first of all settings, the settings are tuned at the best of them, and the ranks
     are compared once more. Of ranks the least loss is taken.
     """
-    first = {
-        "smoothing": config.smoothings[0],
-        "ridge": config.ridges[0],
-        "tempering": config.temperings[0],
-    }
-    line = tune(search, {"rank": 1, **first}, config)
-    search.line = line
-    search.scales = mean_losses(search.losses([line])[0])
-    others = [{"rank": rank, **first} for rank in dict.fromkeys(ranks) if rank > 1]
+    first = {"rank": 1, **search.first}
+    search.line = tune(search, first, config)
+    search.scales = mean_losses(search.losses([search.line])[0])
+    others = [{**first, "rank": rank} for rank in dict.fromkeys(ranks) if rank > 1]
     if not others:
-        return line
+        return search.line
     search.losses(others)
     best = tune(search, min(others, key=search.score), config)
     others = [{**best, "rank": x["rank"]} for x in others]
     search.losses(others)
-    candidates = [best, *others, *([line] if 1 in ranks else [])]
-    return min(candidates, key=search.score)
-
-
-def fit_marginal(
-    prefs: Preferences,
-    ranks: tuple[int, ...],
-    key: jax.Array,
-    config: TrainConfig,
-    init: RewardParams | None,
-    run: Run,
-) -> Fitted:
-    """`fit` by the default recipe; a rank, or the best of several."""
-    key_atoms, key_start, key_split = jax.random.split(key, 3)
-    prefs = without_unused_rows(prefs)
-    if not isinstance(prefs.features, FeatureSource):  # One copy for all candidates.
-        prefs = prefs.replace(features=jnp.asarray(prefs.features))
-    train = Trainer(prefs, (key_atoms, key_start), config, init, run)
-    if not run.choice:
-        share = config.validation_share
-        holdouts = make_holdouts(prefs, key_split, share, config.holdout)
-        run.choice = _choose(train, holdouts, ranks, config, run)
-    choice = run.choice
-    best = choice["candidate"]
-    thetas, log_weights, metrics = _train_on_all(train, prefs, best, choice, run)
-    trained = zip(thetas, log_weights)
-    results = [train.result("all", prefs, *x, best) for x in trained]
-    results = [(v, with_settings(prior, choice["settings"])) for v, prior in results]
-    at = int(run.finished[0].argmin())
-    weights = [np.asarray(adapt(v, prefs, prior=prior).weights) for v, prior in results]
-    adapted = adapt(results[at][0], prefs, prior=results[at][1])
-    curve = [row["log_loss"] for row in choice["rows"] if "num_steps" in row]
-    steps = [row["num_steps"] for row in choice["rows"] if "num_steps" in row]
-    heldout = tuple(choice["heldout"])
-    _warn_unless_it_helps(heldout)
-    return Fitted(
-        params=RewardParams(basis=results[at][0], logits=jnp.asarray(adapted.logits)),
-        weights=jnp.asarray(adapted.weights),
-        prior=results[at][1],
-        history=History(
-            *(x[at] for x in metrics),
-            (*_candidates(run.rows, best), *choice["rows"]),
-            np.array(curve, np.float32),
-            np.array(steps, np.int32),
-            heldout,
-            compare_starts(prefs, [v for v, _ in results], weights, at),
-        ),
-        temperature=config.temperature,
-        config=config,
-        ids=prefs.ids,
-    )
-
-
-def _choose(train: Trainer, holdouts, ranks, config: TrainConfig, run: Run) -> dict:
-    """Everything that hold-outs decide, in plain numbers that a record can hold."""
-    first = {
-        "rank": ranks[0],
-        "smoothing": config.smoothings[0],
-        "ridge": config.ridges[0],
-        "tempering": config.temperings[0],
-    }
-    if not holdouts:
-        settings, rows = choose_refinement((), (), np.ones(0), config)
-        found = {"candidate": first, "num_steps": config.num_steps}
-        return {**found, "settings": settings, "rows": rows, "heldout": []}
-    search = Search(train, holdouts, run)
-    best = select(search, ranks, config)
-    curves = search.curves(best)
-    counts = stride(config.num_steps) * np.arange(1, len(curves[0]) + 1)
-    counts = counts.clip(max=config.num_steps)
-    scales = search.scales_of(best)
-    at = choose_stop(curves, scales)
-    steps = [{"num_steps": int(n)} for n in counts]
-    stops = rows_of(steps, np.stack(curves, 1), scales)
-    stops[at]["chosen"] = True
-    splits = list(holdouts.values())
-    settings, rows = choose_refinement(splits, search.results(best, at), scales, config)
-    train.problems.clear()
-    return {
-        "candidate": best,
-        "num_steps": int(counts[at]),
-        "settings": settings,
-        "rows": [*stops, *rows],
-        "heldout": search.report(best, [curve[at] for curve in curves]),
-    }
-
-
-def _candidates(rows: Sequence[dict], best: dict) -> list[dict]:
-    """A row per candidate out of those per candidate and hold-out."""
-    found: dict[tuple, dict] = {}
-    for row in rows:
-        candidate = {name: row[name] for name in SETTINGS}
-        one = found.setdefault(tuple(candidate.values()), {**candidate, "losses": []})
-        one["losses"].append(row["log_loss"])
-        one[row["holdout"]] = row["log_loss"]
-    for one in found.values():
-        one["log_loss"] = float(np.mean(one.pop("losses")))
-        one["chosen"] = best.items() <= one.items()
-    return list(found.values())
-
-
-def _warn_unless_it_helps(heldout: Sequence[dict]) -> None:
-    worse = [x for x in heldout if x["gain"] < -2 * x["standard_error"]]
-    if worse:
-        said = ", ".join(
-            f"on held-out {x['holdout']} log-loss is {x['log_loss']:.3f} and that of "
-            f"one direction for all {x['global_log_loss']:.3f}"
-            for x in worse
-        )
-        warnings.warn(f"personalisation does not help: {said}", stacklevel=4)
-
-
-def _train_on_all(
-    train: Trainer, prefs: Preferences, best: dict, choice: dict, run: Run
-) -> tuple[np.ndarray, np.ndarray, Metrics]:
-    """(θ float[S, R, K], log π float[S, A], metrics float[S, steps]) of all starts.
-
-    From some starts two true directions end in one column. The objective, which
-    `run.finished` begins with, says so.
-    """
-    first = len(run.finished[0]) if run.finished else 0
-    starts = range(first, 1 if train.init is not None else train.config.num_starts)
-
-    def from_start(number):
-        steps = choice["num_steps"]
-        return train("all", prefs, best, start=number, num_steps=steps)
-
-    for state, metrics, _ in train.each(from_start, starts):
-        users = count_users(prefs)
-        penalty = best["ridge"] / 2 * float(jnp.sum(state.theta**2))
-        value = users * float(np.sum(metrics.loss[-1:])) + penalty
-        new = np.nan_to_num(value, nan=np.inf), state.theta, state.log_weights, *metrics
-        new = [np.asarray(x)[None] for x in new]
-        run.finished = tuple(
-            np.concatenate(x)
-            for x in (zip(run.finished, new) if run.finished else zip(new))
-        )
-    return run.finished[1], run.finished[2], Metrics._make(run.finished[3:])
+    lines = [search.line] if 1 in ranks else []
+    return min([best, *others, *lines], key=search.score)

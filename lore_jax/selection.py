@@ -101,7 +101,8 @@ def choose_refinement(
             for split, (basis, prior) in zip(holdouts, results, strict=True)
         ]
         tried = [{k: x[k] for k in ("concentration", "decay")} for x in settings]
-        tried = rows_of(tried, np.stack(losses, axis=1), scales)
+        losses = np.stack(losses, axis=1)
+        tried = rows_of(tried, losses, scales)
         chosen = settings[choose(tried)]
         rows += tried
     pairs = [(rho, scale) for scale in config.margin_scales for rho in config.spreads]
@@ -114,8 +115,8 @@ def choose_refinement(
         tried = [{"spread": rho, "margin_scale": s} for rho, s in pairs]
         tried = rows_of(tried, losses, scales)
         best = int(np.argmin([row["relative"] for row in tried]))
-        losses = losses / scales[:, None]
-        best = best if better(losses[best], losses[0]) else 0
+        ratios = losses / scales[:, None]
+        best = best if better(ratios[best], ratios[0]) else 0
         tried[best]["chosen"] = True
         chosen["spread"], chosen["margin_scale"] = pairs[best]
         rows += tried

@@ -32,7 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lore_jax import interior
+from lore_jax import _tables, interior
+from lore_jax._entry import public
 from lore_jax.backend import sized
 
 # Users per chunk: on a CPU temporaries stay in cache and below XLA's threading.
@@ -225,7 +226,8 @@ def _implicit(solvers, primals, tangents):
     ridge = 10 * jnp.finfo(p.dtype).eps * jnp.eye(p.shape[1], dtype=p.dtype)
     system = system / size + ridge + root[:, :, None] * root[:, None]
     system = system + jnp.eye(p.shape[1], dtype=p.dtype) * (slack / size[:, 0])[:, None]
-    direct = interior.dense_solver(system)
+    # `custom_linear_solve` differentiates through the product alone.
+    direct = interior.dense_solver(lax.stop_gradient(system))
 
     def solve(rhs):  # can be transposed, unlike `backend.solve_lower`
         product = functools.partial(jnp.einsum, "ukl,lu->ku", system)
@@ -256,6 +258,7 @@ def _prepare(solvers, z, weight, label, barrier, start):
     return solvers, *jax.tree.map(lambda x: jnp.asarray(x, dtype), arrays)
 
 
+@public()
 def maximum_likelihood(z, weight, *, label=None, solvers=BOTH):
     """Maximum-likelihood weights of many users.
 
@@ -271,11 +274,14 @@ def maximum_likelihood(z, weight, *, label=None, solvers=BOTH):
         Solution; a user without pairs gets uniform weights, gap 0 and value 0.
 
     Raises:
-        ValueError: ``solvers`` names another.
+        ValueError: shapes disagree, a concrete number is not finite, or ``solvers``
+            names another.
     """
+    _tables.check_pairs(z, weight, label)
     return _in_chunks(*_prepare(solvers, z, weight, label, None, None))
 
 
+@public()
 def maximum_a_posteriori(z, weight, barrier, *, label=None, start=None, solvers=BOTH):
     """MAP weights of many users under Dirichlet(barrier) in softmax coordinates.
 
@@ -292,8 +298,13 @@ def maximum_a_posteriori(z, weight, barrier, *, label=None, start=None, solvers=
         Solution; a user without pairs gets ``barrier / Σ barrier`` exactly.
 
     Raises:
-        ValueError: ``solvers`` names another.
+        ValueError: shapes disagree, a concrete number is not finite, or ``solvers``
+            names another.
     """
+    _tables.check_pairs(z, weight, label)
+    _tables.check_users(barrier, "barrier", z)
+    if start is not None:
+        _tables.check_users(start, "start", z)
     return _in_chunks(*_prepare(solvers, z, weight, label, barrier, start))
 
 
@@ -301,12 +312,14 @@ def _single(solution):
     return jax.tree.map(lambda x: x[0], solution)
 
 
+@public()
 def solve_user(z, weight, *, label=None):
     """Maximum-likelihood weights of one user: z[P, K], weight[P] → Solution."""
     lift = functools.partial(jax.tree.map, lambda x: jnp.asarray(x)[None])
     return _single(maximum_likelihood(lift(z), lift(weight), label=lift(label)))
 
 
+@public()
 def solve_map_user(z, weight, barrier, *, label=None, start=None):
     """MAP weights of one user: z[P, K], weight[P], barrier[K] → Solution."""
     lift = functools.partial(jax.tree.map, lambda x: jnp.asarray(x)[None])

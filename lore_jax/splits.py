@@ -243,9 +243,9 @@ def without_unused_rows(prefs: Preferences) -> Preferences:
     """
     columns = [x for x in (prefs.chosen, prefs.rejected) if x is not None]
     rows = np.unique(np.concatenate([np.asarray(x) for x in columns]))
-    named = prefs.ids is not None and prefs.ids.items is not None
-    if named and isinstance(prefs.features, np.ndarray):
-        rows = rows[np.argsort(np.asarray(prefs.ids.items)[rows], kind="stable")]
+    names = None if prefs.ids is None else prefs.ids.items
+    if names is not None and isinstance(prefs.features, np.ndarray):
+        rows = rows[np.argsort(np.asarray(names)[rows], kind="stable")]
     whole = prefs.features.shape[0]
     if len(rows) == whole and (rows == np.arange(whole)).all():
         return prefs

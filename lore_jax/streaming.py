@@ -8,7 +8,7 @@ likelihood, which costs at most a fraction of a point against `adapt` on the pai
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lore_jax import _checks
+from lore_jax import _checks, _ids, _tables
+from lore_jax._entry import public
 from lore_jax.floor import chunk_reader, chunks, project_rows
 from lore_jax.prior import check_prior
 from lore_jax.quadratic import pair_sums, refine
-from lore_jax.types import Preferences, Prior
+from lore_jax.types import Ids, Preferences, Prior
 
 FORMAT = "lore_jax.users"
 VERSION = 1
@@ -42,7 +43,7 @@ class UserStates(struct.PyTreeNode):
       num_pairs: float[U], Σ of pair weights.
       prior: under which the sums were taken.
       fingerprint: of the basis, "" before the first pair.
-      user_ids: str[U], or None where users are numbers.
+      ids: names of the users, or None where users are numbers.
     """
 
     table: Any
@@ -51,7 +52,12 @@ class UserStates(struct.PyTreeNode):
     num_pairs: Any
     prior: Prior
     fingerprint: str = struct.field(pytree_node=False, default="")
-    user_ids: Any = struct.field(pytree_node=False, default=None)
+    ids: Ids | None = struct.field(pytree_node=False, default=None)
+
+    @property
+    def user_ids(self) -> np.ndarray | None:
+        """str[U] or int[U], or None where users are numbers."""
+        return None if self.ids is None else self.ids.users
 
     @property
     def num_users(self) -> int:
@@ -66,29 +72,29 @@ def basis_fingerprint(basis: Any) -> str:
     return hashlib.sha256(text).hexdigest()[:32]
 
 
-def start_users(
-    prior: Prior, num_users: int, user_ids: Sequence[str] | None = None
-) -> UserStates:
+@public("adapt_users, a function of arrays")
+def start_users(prior: Prior, num_users: int, user_ids: Any = None) -> UserStates:
     """The state of users who have said nothing.
 
     Args:
       prior: what `fit` learned.
       num_users: U ≥ 1.
-      user_ids: U distinct names.
+      user_ids: U distinct names, strings or integers.
 
     Raises:
       ValueError: a shape is wrong, or a name stands twice.
       TypeError: `prior` is no `Prior`.
     """
     check_prior(prior, np.shape(getattr(prior, "atoms", np.zeros((1, 1))))[-1])
-    names, _, num_users = _checks.host_users(np.zeros(0, np.int32), num_users, user_ids)
+    names, _, num_users = _ids.users(np.zeros(0, np.int32), num_users, user_ids)
     prior = jax.tree.map(np.asarray, prior)
     atoms, rank = prior.atoms.shape
     sizes = ((atoms,), (rank,), (rank * (rank + 1) // 2,), ())
     sums = [np.zeros((num_users, *size), prior.atoms.dtype) for size in sizes]
-    return UserStates(*sums, prior=prior, user_ids=names)
+    return UserStates(*sums, prior=prior, ids=_named(names))
 
 
+@public("adapt_users, a function of arrays")
 def observe(state: UserStates, basis: jax.Array, prefs: Preferences) -> UserStates:
     """The state after more pairs; the old one stays as it was.
 
@@ -106,14 +112,16 @@ def observe(state: UserStates, basis: jax.Array, prefs: Preferences) -> UserStat
     Raises:
       ValueError: another basis, an unknown user, or shapes disagree.
     """
+    _checks.check_type(state, UserStates, "state")
+    _checks.check_type(prefs, Preferences, "prefs")
     _checks.check_basis(basis, prefs.num_features)
-    _checks.check_finite(basis, "basis")
     check_prior(state.prior, np.shape(basis)[1])
     mark = _same_fingerprint(state.fingerprint, basis_fingerprint(basis), "basis")
     place = _places(state, prefs)
     prior = jax.tree.map(jnp.asarray, state.prior).replace(temperature=1.0)
     sums = [np.array(getattr(state, name)) for name in _SUMS]
     proj = project_rows(prefs.features, basis)
+    _tables.check_projected(proj, prefs.features, state.prior.temperature)
     read = chunk_reader(proj, prefs)
     for chunk in chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)):
         z, weight, label = read(chunk)
@@ -125,6 +133,7 @@ def observe(state: UserStates, basis: jax.Array, prefs: Preferences) -> UserStat
     return state.replace(**changes, fingerprint=mark)
 
 
+@public("adapt_users, a function of arrays")
 def merge(a: UserStates, b: UserStates) -> UserStates:
     """The state of the union of two disjoint sets of pairs.
 
@@ -135,6 +144,10 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
       ValueError: the states belong to different bases or priors, only one of them
         names its users, or neither does and U differs.
     """
+    for name, state in (("a", a), ("b", b)):
+        _checks.check_type(state, UserStates, name)
+        for field in _SUMS:
+            _checks.check_finite(getattr(state, field), f"{name}.{field}")
     mark = _same_fingerprint(a.fingerprint, b.fingerprint, "b")
     same = a.prior.temperature == b.prior.temperature and all(
         np.array_equal(getattr(a.prior, n), getattr(b.prior, n)) for n in _PRIOR
@@ -143,7 +156,8 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
         raise ValueError("a and b were started under different priors")
     if (a.user_ids is None) != (b.user_ids is None):
         raise ValueError("a and b must both name their users, or neither")
-    names = a.user_ids
+    names: Any = a.user_ids
+    others: Any = b.user_ids
     if names is None:
         if a.num_users != b.num_users:
             raise ValueError(
@@ -152,9 +166,10 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
             )
         place = np.arange(a.num_users)
     else:
-        fresh = b.user_ids[~np.isin(b.user_ids, names)]
+        _ids.check_same_kind(others, names, "b", "a")
+        fresh = others[~np.isin(others, names)]
         names = np.concatenate([names, fresh])
-        place = _checks.host_users(b.user_ids, None, names)[1]
+        place = _ids.look_up(others, names, "b.user_ids", "a.user_ids")
     sums = {}
     for name in _SUMS:
         mine, other = getattr(a, name), getattr(b, name)
@@ -162,9 +177,10 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
         sums[name] = np.zeros((size, *mine.shape[1:]), mine.dtype)
         sums[name][: a.num_users] = mine
         sums[name][place] += other
-    return a.replace(**sums, fingerprint=mark, user_ids=names)
+    return a.replace(**sums, fingerprint=mark, ids=_named(names))
 
 
+@public("adapt_users, a function of arrays")
 def weights(state: UserStates) -> np.ndarray:
     """Refined posterior weights float[U, K], as `adapt` but from the state.
 
@@ -173,6 +189,10 @@ def weights(state: UserStates) -> np.ndarray:
     A user without pairs gets the prior's mean. Users whose solve did not converge
     keep the last iterate, and a warning counts them.
     """
+    _checks.check_type(state, UserStates, "state")
+    check_prior(state.prior, np.shape(state.linear)[-1])
+    for name in _SUMS:
+        _checks.check_finite(getattr(state, name), f"state.{name}")
     prior = jax.tree.map(jnp.asarray, state.prior)
     out = np.empty(state.linear.shape, state.linear.dtype)
     failed = start = 0
@@ -190,7 +210,7 @@ def weights(state: UserStates) -> np.ndarray:
         failed += np.sum(~np.asarray(good)[: stop - start])
         start = stop
     if failed:
-        warnings.warn(f"{failed} of {len(out)} users did not converge", stacklevel=2)
+        warnings.warn(f"{failed} of {len(out)} users did not converge", stacklevel=3)
     return out
 
 
@@ -235,7 +255,10 @@ def from_arrays(
         raise ValueError(f"damaged metadata: {error}") from error
     fields: Any = {n: np.asarray(arrays[n]) for n in _PRIOR}
     prior = Prior(**fields, temperature=temperature)
-    fresh = start_users(prior, len(arrays["num_pairs"]), names)
+    try:
+        fresh = start_users(prior, len(arrays["num_pairs"]), names)
+    except TypeError as error:
+        raise ValueError(f"damaged arrays: {error}") from error
     for name in _SUMS:
         want, got = getattr(fresh, name), arrays[name]
         if got.shape != want.shape or got.dtype != want.dtype:
@@ -248,6 +271,10 @@ def from_arrays(
     return fresh.replace(**sums, fingerprint=mark)
 
 
+def _named(names: np.ndarray | None) -> Ids | None:
+    return None if names is None else Ids(names, None)
+
+
 def _same_fingerprint(old: str, new: str, what: str) -> str:
     if old and new and old != new:
         raise ValueError(
@@ -258,14 +285,15 @@ def _same_fingerprint(old: str, new: str, what: str) -> str:
 
 def _places(state: UserStates, prefs: Preferences) -> np.ndarray:
     """int[U'], where each user of `prefs` stands in the state."""
-    names = None if prefs.ids is None else prefs.ids.users
+    names: Any = None if prefs.ids is None else prefs.ids.users
+    known: Any = state.user_ids
     if (names is None) != (state.user_ids is None):
         raise ValueError(
             "prefs and the state must both name their users, or neither: users are "
             "never matched by position where one side has names"
         )
     if names is not None:
-        return _checks.host_users(names, None, state.user_ids)[1]
+        return _ids.look_up(names, known, "prefs.ids.users", "the state")
     if prefs.num_users != state.num_users:
         raise ValueError(
             f"prefs has num_users={prefs.num_users}, the state {state.num_users}, and "

@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from lore_jax import _checks, reference
+from lore_jax._entry import public
 from lore_jax.adapt import adapt
 from lore_jax.config import TrainConfig
 from lore_jax.floor import visit_rows
 from lore_jax.progress import Run, fingerprint
+from lore_jax.recipe import fit_marginal
 from lore_jax.results import Fitted, History, Progress
 from lore_jax.reward import init_params, mixture_weights
-from lore_jax.search import fit_marginal
 from lore_jax.selection import learn_prior
 from lore_jax.types import FeatureSource, Preferences, Prior, RewardParams
 
 
+@public("losses.bradley_terry_loss and an optimiser")
 def fit(
     prefs: Preferences,
     *,
@@ -41,8 +43,8 @@ def fit(
     Args:
       prefs: N pairs of U users.
       rank: K. 0 is the anchor alone, untrained; 1 is one direction for all users;
-        personalisation starts at 2. "auto" chooses among `config.ranks` on held-out
-        judgements.
+        personalisation starts at 2. "auto" chooses among `config.ranks` on the
+        hold-outs.
       key: consumed; the result is deterministic for a key on a given backend.
       config: default `TrainConfig()`.
       init: where to start.
@@ -84,6 +86,8 @@ def fit(
         raise ValueError("anchor is required at rank 0 and where config.alpha > 0")
     if init is not None:
         _check_init(init, prefs, rank)
+    if prefs.num_pairs and prefs.weight is not None and not np.any(prefs.weight):
+        raise ValueError("prefs.weight is 0 for every pair: there is nothing to learn")
     run = _make_run(
         prefs, key, (rank, config, init, anchor), on_progress, every, resume
     )
@@ -91,8 +95,8 @@ def fit(
         return _anchor_alone(prefs, anchor, config)
     if not prefs.num_pairs:
         raise ValueError("prefs holds no pair to learn from")
-    if isinstance(prefs.features, FeatureSource):
-        visit_rows(prefs.features, _check_block)  # `from_pairs` checks only arrays.
+    # `from_pairs` checks arrays, but not those that took their place since.
+    visit_rows(prefs.features, _check_block)
     if basis is not None:
         return _fit_frozen(prefs, basis, rank, key, config)
     if config.method == "marginal":
@@ -130,7 +134,8 @@ def _check_rank(rank, config: TrainConfig, init, basis) -> None:
 
 
 def _check_block(first: int, block: np.ndarray) -> None:
-    _checks.host_float_table(block, f"the block of features at row {first}")
+    what = f"the block of features at row {first}" if first else "features"
+    _checks.host_float_table(block, what)
 
 
 def _make_run(prefs, key, settings, on_progress, every, resume) -> Run:
@@ -157,7 +162,6 @@ def _make_run(prefs, key, settings, on_progress, every, resume) -> Run:
 def _fit_frozen(prefs: Preferences, basis, rank, key, config: TrainConfig) -> Fitted:
     """V is given: the prior by EM and grouped validation, then the weights."""
     _checks.check_basis(basis, prefs.num_features)
-    _checks.check_finite(basis, "basis")
     if np.shape(basis)[1] != rank:
         raise ValueError(
             f"basis must have K={rank} columns like rank, got shape {np.shape(basis)}"
@@ -182,13 +186,14 @@ def _fit_frozen(prefs: Preferences, basis, rank, key, config: TrainConfig) -> Fi
 def _check_init(init, prefs: Preferences, rank) -> None:
     if not isinstance(init, RewardParams):
         raise TypeError(f"init must be RewardParams, got {type(init)}")
-    _checks.check_basis(init.basis, prefs.num_features)
+    _checks.check_basis(init.basis, prefs.num_features, "init.basis")
     if np.shape(init.basis)[1] != rank:
         raise ValueError(
             f"init.basis must have K={rank} columns like rank, got shape "
             f"{np.shape(init.basis)}"
         )
     _checks.check_weights(init.logits, prefs.num_users, rank, "init.logits")
+    _checks.check_finite(init.logits, "init.logits")
 
 
 def _anchor_alone(prefs: Preferences, anchor, config: TrainConfig) -> Fitted:

@@ -50,6 +50,11 @@ class Trainer:
         self.recipe = marginal.make_recipe(self.optimiser)
         self.spectra: dict[str, Spectrum | None] = {"all": coordinates.measure(prefs)}
         self.coordinates: dict[tuple[str, float], Coordinates] = {}
+        self.first = {
+            "smoothing": config.smoothings[0],
+            "ridge": config.ridges[0],
+            "tempering": config.temperings[0],
+        }
         self.problems: dict = {}
         self.starts: dict = {}
         self.preparing = threading.Lock()

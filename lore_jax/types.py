@@ -3,6 +3,8 @@
 D features of one response, K rank, U users, M distinct feature rows, N pairs.
 """
 
+import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lore_jax import _checks
+from lore_jax import _checks, _ids, _tables
+from lore_jax._entry import public
 
 
 @runtime_checkable
@@ -32,20 +35,53 @@ class FeatureSource(Protocol):
 
 
 class Ids:
-    """String names of users and items, kept beside the arrays.
+    """Names of users and items, kept beside the arrays.
 
-    Compared by identity, so that two data sets never share a compiled program that
-    carries the wrong names.
+    A name is a string or an integer. Two records with equal names are equal, so they
+    share compiled programs. The arrays are read-only.
 
     Attributes:
-      users: str[U], or None where users are numbers.
-      items: str[M], or None where items are numbers.
+      users: str[U] or int[U], or None where users are indices.
+      items: str[M] or int[M], or None where items are rows.
     """
 
     def __init__(self, users: np.ndarray | None, items: np.ndarray | None):
-        """Keeps both arrays as they are."""
-        self.users = users
-        self.items = items
+        """Keeps read-only views of both arrays."""
+        self.users = _read_only(users)
+        self.items = _read_only(items)
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """16 bytes that stand for the names; worked out once."""
+        digest = hashlib.blake2b(digest_size=16)
+        for names in (self.users, self.items):
+            if names is None:
+                digest.update(b"none")
+            elif names.dtype.kind == "U":
+                text = "\0".join(names.tolist())
+                digest.update(b"str%d\0" % len(names))
+                digest.update(text.encode("utf-8", "surrogatepass"))
+            else:
+                digest.update(b"int%d\0" % len(names) + names.tobytes())
+        return digest.digest()
+
+    def __eq__(self, other: object) -> bool:
+        """True where both name the same users and items in the same order."""
+        if not isinstance(other, Ids):
+            return NotImplemented
+        return self is other or self.digest == other.digest
+
+    def __hash__(self) -> int:
+        """By value."""
+        return hash(self.digest)
+
+
+def _read_only(names: np.ndarray | None) -> np.ndarray | None:
+    if names is None:
+        return None
+    view = names.view()
+    view.flags.writeable = False
+    return view
 
 
 class RewardParams(struct.PyTreeNode):
@@ -126,7 +162,7 @@ class Preferences(struct.PyTreeNode):
       group: int32[N], what must not be split between training and validation, or
         None for the default (user and row).
       num_users: U; users without a pair are legal.
-      ids: string names of users and items, or None.
+      ids: names of users and items, or None.
     """
 
     features: Any
@@ -142,6 +178,7 @@ class Preferences(struct.PyTreeNode):
     ids: Ids | None = struct.field(pytree_node=False, default=None)
 
     @classmethod
+    @public("prefs.replace(features=...) of a Preferences that was built outside")
     def from_pairs(
         cls,
         features: Any,
@@ -153,44 +190,55 @@ class Preferences(struct.PyTreeNode):
         weight: Any = None,
         group: Any = None,
         *,
-        user_ids: Sequence[str] | None = None,
-        item_ids: Sequence[str] | None = None,
+        user_ids: Any = None,
+        item_ids: Any = None,
     ) -> "Preferences":
         """Builds and validates the choices of many users over one table.
+
+        The table is not copied, unless its dtype changes: do not write to it
+        afterwards. Everything else is copied.
+
+        A name is a string of at most 256 characters or an integer of 64 bits; the
+        integer 1 and the string "1" are two names. Integers in `user` are indices
+        where `num_users` is given or every number from 0 to the largest occurs.
+        Other integers (database keys, hashes) are names.
 
         Args:
           features: float[M, D], one row per response (or per difference, with
             `rejected=None`), or a `FeatureSource`.
-          chosen: int[N] rows, or str[N] names out of `item_ids`.
+          chosen: int[N] rows; with `item_ids`, int[N] or str[N] names out of it.
           rejected: like `chosen`, or None when features already are differences.
-          user: int[N] in 0 … U−1, or str[N] names; names are numbered in
-            `user_ids` order, or sorted order where that is not given.
-          num_users: U; default: one more than the largest user.
+          user: int[N] indices in 0 … U−1, or int[N] or str[N] names. Names are
+            numbered in `user_ids` order, or sorted order where that is not given.
+          num_users: U; default: as many as there are names, or one more than the
+            largest index.
           label: float[N] in [0, 1], P(chosen is preferred).
           weight: float[N] ≥ 0.
           group: int[N] or str[N].
-          user_ids: U distinct names of the users.
-          item_ids: M distinct names of the rows.
+          user_ids: U distinct names of the users; then `user` holds names. With
+            `num_users`, integers in `user` are indices into strings.
+          item_ids: M distinct names of the rows; then `chosen` and `rejected` hold
+            names.
 
         Raises:
-          ValueError: an argument has the wrong shape, is out of range or not finite,
-            or a pair compares a row with itself. The message names the place.
-          TypeError: an argument has the wrong dtype.
+          ValueError: an argument has the wrong shape, is out of range, missing or not
+            finite, or a pair compares a row with itself. The message names the place.
+          TypeError: an argument has the wrong dtype, or is traced.
         """
         if not isinstance(features, FeatureSource):
             features = _checks.host_table(features)
+        _tables.check_source(features)
         num_rows = int(features.shape[0])
-        items = None if item_ids is None else _checks.host_unique(item_ids, "item_ids")
+        items = None if item_ids is None else _ids.unique(item_ids, "item_ids")
         if items is not None and len(items) != num_rows:
             raise ValueError(
                 f"item_ids must name every row of features: {len(items)} names for "
                 f"M={num_rows} rows"
             )
-        rows = f"features has M={num_rows} rows"
-        chosen = _checks.host_rows(chosen, items, num_rows, "chosen", rows)
+        chosen = _ids.rows(chosen, items, num_rows, "chosen")
         length = len(chosen)
         if rejected is not None:
-            rejected = _checks.host_rows(rejected, items, num_rows, "rejected", rows)
+            rejected = _ids.rows(rejected, items, num_rows, "rejected")
             _checks.host_length(rejected, length, "rejected")
             same = np.flatnonzero(chosen == rejected)
             if same.size:
@@ -198,19 +246,13 @@ class Preferences(struct.PyTreeNode):
                     f"chosen and rejected must differ; pair {same[0]} compares row "
                     f"{chosen[same[0]]} with itself"
                 )
-        users, user, num_users = _checks.host_users(user, num_users, user_ids)
+        users, user, num_users = _ids.users(user, num_users, user_ids)
         _checks.host_length(user, length, "user")
         label = _checks.host_floats(label, length, "label", 0.0, 1.0)
         weight = _checks.host_floats(weight, length, "weight", 0.0, np.inf)
         if group is not None:
-            group = np.asarray(group)
+            group = _ids.column(group, "group")
             _checks.host_length(group, length, "group")
-            if group.dtype.kind == "O" and all(isinstance(g, str) for g in group):
-                group = group.astype(np.str_)
-            if group.dtype.kind not in "iuUS":
-                raise TypeError(
-                    f"group must hold integers or strings, got dtype {group.dtype}"
-                )
             group = np.unique(group, return_inverse=True)[1].astype(np.int32)
         order = np.argsort(user, kind="stable").astype(np.int32)
         counts = np.bincount(user, minlength=num_users)
@@ -233,14 +275,15 @@ class Preferences(struct.PyTreeNode):
         )
 
     @classmethod
+    @public("prefs.replace(features=...) of a Preferences that was built outside")
     def from_ragged(
-        cls, differences: Sequence[Any], *, user_ids: Sequence[str] | None = None
+        cls, differences: Sequence[Any], *, user_ids: Any = None
     ) -> "Preferences":
         """Builds from one array of differences x_chosen − x_rejected per user.
 
         Args:
           differences: U arrays float[n_u, D]; n_u = 0 is legal.
-          user_ids: U distinct names.
+          user_ids: U distinct names, strings or integers.
 
         Raises:
           ValueError: no user, or an array is not [n_u, D] with the common D, or not
@@ -249,7 +292,10 @@ class Preferences(struct.PyTreeNode):
         """
         if len(differences) == 0:
             raise ValueError("differences must hold at least one user, got none")
-        arrays = [np.asarray(x) for x in differences]
+        arrays = [
+            _checks.host_array(x, f"differences[{u}]")
+            for u, x in enumerate(differences)
+        ]
         width = arrays[0].shape[-1] if arrays[0].ndim == 2 else None
         for u, x in enumerate(arrays):
             if x.ndim != 2 or x.shape[1] != width:
@@ -260,18 +306,19 @@ class Preferences(struct.PyTreeNode):
             _checks.host_float_table(x, f"differences[{u}]")
         features = np.concatenate(arrays)
         user = np.repeat(np.arange(len(arrays)), [len(x) for x in arrays])
-        if user_ids is not None and len(user_ids) != len(arrays):
+        names = None if user_ids is None else _ids.unique(user_ids, "user_ids")
+        if names is not None and len(names) != len(arrays):
             raise ValueError(
-                f"user_ids must name every user: {len(user_ids)} names for "
+                f"user_ids must name every user: {len(names)} names for "
                 f"num_users={len(arrays)}"
             )
         return cls.from_pairs(
             features,
             np.arange(len(features)),
             None,
-            user if user_ids is None else np.asarray(user_ids, np.str_)[user],
+            user if names is None else names[user],
             len(arrays),
-            user_ids=user_ids,
+            user_ids=names,
         )
 
     @property

@@ -22,9 +22,6 @@ from lore_jax.splits import canonical_rows, hold_out, items_of, shares_items
 from lore_jax.types import Preferences, Prior
 
 
-_LOSS = 0.005  # about 0.2 points of accuracy
-
-
 class Validation(NamedTuple):
     """A grouped split of training pairs.
 
@@ -136,20 +133,15 @@ def relative(losses: np.ndarray, scales: np.ndarray) -> float:
     return float(np.nan_to_num(np.mean(mean_losses(losses) / scales), nan=np.inf))
 
 
-def better(losses: np.ndarray, than: np.ndarray, guarded: bool = True) -> bool:
+def better(losses: np.ndarray, than: np.ndarray) -> bool:
     """Whether float[H, U] is less by two standard errors of the difference.
 
-    Both are losses over those of a global model. Where they are `guarded`, that on
-    judgements of known items, the first of two hold-outs, may not grow by `_LOSS`.
+    Both are losses over those of a global model.
 
     The least of several losses on few held-out pairs is often the worse choice on
     pairs held out once more. Users are paired. NaN is no pair.
     """
     gains, variances = [], []
-    if guarded and len(losses) > 1:
-        new, old = mean_losses(np.stack([losses[0], than[0]]))
-        if new > old * (1 + _LOSS):
-            return False
     for new, old in zip(losses, than, strict=True):
         gain = old - new
         gain = gain[np.isfinite(gain)]
@@ -169,7 +161,7 @@ def choose_stop(curves: Sequence[np.ndarray], scales: np.ndarray) -> int:
     otherwise the dips of a noisy curve would end training.
     """
     rows = np.stack(curves, axis=1)
-    finite = np.flatnonzero(np.isfinite(rows).any(axis=2).all(axis=1))
+    finite = np.flatnonzero(np.isfinite(rows).any(-1).all(-1))
     if not finite.size:
         return len(rows) - 1
     best = min(finite, key=lambda s: relative(rows[s], scales))

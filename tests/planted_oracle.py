@@ -5,6 +5,12 @@
 compares the default adaptation, with a prior learned from as many other users, with
 the exact posterior mean on planted populations (V known, vertex margins of sd 3), in
 points of expected accuracy and of log-loss on further pairs.
+
+    PYTHONPATH=. python tests/planted_oracle.py --coverage
+
+measures how often 90 % intervals of weights and of margins cover the truth, at the
+settings that `fit` chooses, beside those of the exact posterior's covariance. It prints
+a Markdown table.
 """
 
 import argparse
@@ -39,13 +45,19 @@ def log_likelihood(z, p):
     return -np.logaddexp(0, -(p @ z.transpose(0, 2, 1))).sum(-1)
 
 
-def elliptical_slice(z, alpha, *, chains=4, steps=1000, burn=300, seed=0):
+def elliptical_slice(z, alpha, **sampler):
     """Posterior draws' mean [U, K], by elliptical slice sampling (Murray, 2010)."""
+    return elliptical_moments(z, alpha, **sampler)[0]
+
+
+def elliptical_moments(z, alpha, *, chains=4, steps=1000, burn=300, seed=0):
+    """Posterior draws' mean [U, K] and covariance [U, K, K], by the same sampler."""
     rng = np.random.default_rng(seed)
     shape = (len(z), chains, z.shape[2])
     x = rng.normal(size=shape)
     value = log_likelihood(z, to_simplex(x, alpha))
     total = np.zeros(shape)
+    square = np.zeros((len(z), shape[2], shape[2]))
     for step in range(burn + steps):
         other = rng.normal(size=shape)
         level = value - rng.exponential(size=value.shape)
@@ -67,20 +79,30 @@ def elliptical_slice(z, alpha, *, chains=4, steps=1000, burn=300, seed=0):
             angle = np.where(moving, rng.uniform(low, high), angle)
         x = new
         if step >= burn:
-            total += to_simplex(x, alpha)
-    return (total / steps).mean(1)
+            p = to_simplex(x, alpha)
+            total += p
+            square += p.transpose(0, 2, 1) @ p
+    mean = (total / steps).mean(1)
+    return mean, square / (steps * chains) - mean[:, :, None] * mean[:, None]
 
 
-def importance_sampling(z, alpha, *, draws=20000, seed=0):
+def importance_sampling(z, alpha, **sampler):
     """Posterior mean [U, K], prior draws weighted by their likelihood."""
+    return importance_moments(z, alpha, **sampler)[0]
+
+
+def importance_moments(z, alpha, *, draws=20000, seed=0):
+    """Posterior mean [U, K] and covariance [U, K, K], by the same sampler."""
     rng = np.random.default_rng(seed)
     p = rng.dirichlet(np.full(z.shape[2], alpha), draws)
-    means = []
+    means, covariances = [], []
     for mine in z:
         logs = -np.logaddexp(0, -(p @ mine.T)).sum(1)
         share = np.exp(logs - logs.max())
-        means.append(share @ p / share.sum())
-    return np.array(means)
+        share /= share.sum()
+        means.append(share @ p)
+        covariances.append((p - means[-1]).T @ (share[:, None] * (p - means[-1])))
+    return np.array(means), np.array(covariances)
 
 
 def population(rng, alpha, rank, pairs, users, new_pairs=400, margin=3.0):
@@ -104,6 +126,26 @@ def expected_log_loss(truth, new, probability):
     """Expected log-loss of each user on new pairs."""
     right = special.expit(np.einsum("uqk,uk->uq", new, truth))
     return -(right * np.log(probability) + (1 - right) * np.log1p(-probability)).mean(1)
+
+
+def weights_coverage(truth, centre, covariance):
+    """Share of weights [U, K] in centre ± 1.645 deviations, in points, per user."""
+    deviation = np.sqrt(np.maximum(np.einsum("ukk->uk", covariance), 0))
+    return 100 * (np.abs(truth - centre) <= 1.645 * deviation + 1e-6).mean(1)
+
+
+def margins_coverage(truth, centre, variance):
+    """Share of margins [U, Q] in centre ± 1.645 deviations, in points, per user."""
+    deviation = np.sqrt(np.maximum(variance, 0))
+    return 100 * (np.abs(truth - centre) <= 1.645 * deviation + 1e-6).mean(1)
+
+
+def coverage(truth, centre, covariance, new):
+    """(weights, margins): the coverage of 90 % intervals, in points, per user."""
+    m = [np.einsum("uqk,uk->uq", new, p) for p in (truth, centre)]
+    variance = np.einsum("uqk,ukl,uql->uq", new, covariance, new)
+    weights = weights_coverage(truth, centre, covariance)
+    return weights, margins_coverage(*m, variance)
 
 
 def learned_prior(rng, alpha, rank, pairs, users, **config):
@@ -164,14 +206,147 @@ def compare(alpha, rank, pairs, *, users=400, seed=0, config=None, **sampler):
     }
 
 
+def fit_known(alpha, rank, pairs, users, *, seed=0, **config):
+    """`fit` on planted users with V given: its prior."""
+    import jax
+
+    import lore_jax as lore
+
+    rng = np.random.default_rng([seed, rank, pairs, round(10 * alpha)])
+    _, z, _ = population(rng, alpha, rank, pairs, users, new_pairs=0)
+    prefs = lore.Preferences.from_ragged(list(z.astype(np.float32)))
+    settings = lore.TrainConfig(**config)
+    eye, key = np.eye(rank, dtype=np.float32), jax.random.key(seed)
+    return lore.fit(prefs, rank=rank, basis=eye, key=key, config=settings).prior
+
+
+def coverage_row(prior, alpha, rank, pairs, *, users=400, seed=1, **sampler):
+    """Coverage of users' weights and margins at one number of pairs, V known."""
+    import lore_jax as lore
+
+    rng = np.random.default_rng([seed, rank, pairs, round(10 * alpha)])
+    truth, z, new = population(rng, alpha, rank, pairs, users, new_pairs=50)
+    prefs = lore.Preferences.from_ragged(list(z.astype(np.float32)))
+    eye = np.eye(rank, dtype=np.float32)
+    ours = lore.posterior(eye, prefs, prior, covariance=True)
+    mean, covariance = elliptical_moments(z, alpha, seed=seed, **sampler)
+    rows = {
+        "exact": (mean, covariance),
+        "weights": (ours.weights, ours.covariance),
+        "mean": (ours.mean, ours.covariance),
+    }
+    row = {"pairs": pairs}
+    for name, (centre, cov) in rows.items():
+        row[name] = [x.mean() for x in coverage(truth, centre, cov, new)]
+    for name, cov in (("exact_deviation", covariance), ("deviation", ours.covariance)):
+        row[name] = np.sqrt(np.einsum("ukk->uk", cov)).mean()
+    return row
+
+
+def learned_margins_coverage(
+    alpha, rank, *, pairs=40, users=400, features=30, seed=0, **config
+):
+    """`fit` learns V too: (prior, coverage of new users' margins per count)."""
+    import jax
+
+    import lore_jax as lore
+
+    rng = np.random.default_rng([seed, rank, features, round(10 * alpha)])
+    basis = rng.normal(size=(features, rank)) * 3 / math.sqrt(features)
+
+    def draw(users, pairs):
+        p = rng.dirichlet(np.full(rank, alpha), users)
+        x = rng.normal(size=(users, pairs, features))
+        m = np.einsum("upd,dk,uk->up", x, basis, p)
+        sign = np.where(rng.random(m.shape) < special.expit(m), 1, -1)
+        return p, x * sign[..., None]
+
+    def pairs_of(x):
+        return lore.Preferences.from_ragged(list(x.astype(np.float32)))
+
+    settings = lore.TrainConfig(**config)
+    key = jax.random.key(seed)
+    fitted = lore.fit(
+        pairs_of(draw(users, pairs)[1]), rank=rank, key=key, config=settings
+    )
+    learned = np.asarray(fitted.basis, np.float64)
+    out = {}
+    for count in (1, 3, 10, 40):
+        p, x = draw(users, count)
+        new = rng.normal(size=(users, 50, features))
+        got = lore.posterior(learned, pairs_of(x), fitted.prior, covariance=True)
+        z = new @ learned / fitted.prior.temperature
+        variance = np.einsum("uqk,ukl,uql->uq", z, got.covariance, z)
+        centre = np.einsum("uqk,uk->uq", z, got.weights)
+        truth = np.einsum("uqd,dk,uk->uq", new, basis, p)
+        out[count] = margins_coverage(truth, centre, variance).mean()
+    return fitted.prior, out
+
+
+def _settings(prior):
+    names = "concentration", "decay", "tempering"
+    return " ".join(f"{float(getattr(prior, name)):g}" for name in names)
+
+
+def print_coverage(settings):
+    """Markdown tables of the coverage at the settings that `fit` chooses."""
+    grids = {} if settings.gamma is None else {"temperings": (settings.gamma,)}
+    print("| alpha | K | fit κ δ γ | pairs | exact | at `weights` | at `mean` | sd |")
+    print("|---|---|---|---|---|---|---|---|")
+    for alpha in settings.alpha:
+        for rank in settings.rank:
+            prior = fit_known(alpha, rank, settings.fit_pairs, settings.users, **grids)
+            for pairs in settings.pairs:
+                row = coverage_row(
+                    prior,
+                    alpha,
+                    rank,
+                    pairs,
+                    users=settings.users,
+                    steps=settings.steps,
+                )
+                parts = (
+                    "{:.1f} / {:.1f}".format(*row[x])
+                    for x in ("exact", "weights", "mean")
+                )
+                print(
+                    f"| {alpha:g} | {rank} | {_settings(prior)} | {pairs} | "
+                    + " | ".join(parts)
+                    + f" | {row['deviation']:.3f} (exact {row['exact_deviation']:.3f})"
+                    " |",
+                    flush=True,
+                )
+    print("\n| alpha | K | fit κ δ γ | margins, V learned: 1 | 3 | 10 | 40 |")
+    print("|---|---|---|---|---|---|---|")
+    for alpha in settings.alpha:
+        for rank in settings.rank:
+            prior, out = learned_margins_coverage(
+                alpha, rank, users=settings.users, **grids
+            )
+            values = " | ".join(f"{x:.1f}" for x in out.values())
+            print(f"| {alpha:g} | {rank} | {_settings(prior)} | {values} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rank", type=int, nargs="+", default=[5, 20])
-    parser.add_argument("--pairs", type=int, nargs="+", default=[5, 20, 100])
-    parser.add_argument("--alpha", type=float, nargs="+", default=[0.1, 0.3, 1, 10])
+    parser.add_argument("--coverage", action="store_true")
+    parser.add_argument("--rank", type=int, nargs="+")
+    parser.add_argument("--pairs", type=int, nargs="+")
+    parser.add_argument("--alpha", type=float, nargs="+")
     parser.add_argument("--users", type=int, default=400)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--fit-pairs", type=int, default=40)
+    parser.add_argument("--gamma", type=float, help="the only γ of fit's grid")
     settings = parser.parse_args()
+    usual = {"rank": [5, 20], "pairs": [5, 20, 100], "alpha": [0.1, 0.3, 1, 10]}
+    if settings.coverage:
+        usual = {"rank": [2, 5, 20], "pairs": [1, 3, 10, 40], "alpha": [0.3, 1]}
+    for name, values in usual.items():
+        if getattr(settings, name) is None:
+            setattr(settings, name, values)
+    if settings.coverage:
+        print_coverage(settings)
+        return
     for rank in settings.rank:
         for alpha in settings.alpha:
             for pairs in settings.pairs:

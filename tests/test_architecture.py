@@ -11,27 +11,30 @@ import lore_jax
 
 ROOT = pathlib.Path(lore_jax.__file__).parent
 LAYERS = (
-    {"backend"},
+    {"backend", "files"},
     {"_checks"},
+    {"_entry", "_ids", "_tables"},
+    {"_votes", "_records"},
     {"types", "config"},
-    {"splits", "results", "reward"},
-    {"data", "losses", "population", "floor", "interior"},
+    {"splits"},
+    {"data", "results", "reward"},
+    {"losses", "population", "floor", "interior"},
     {"simplex", "coordinates"},
     {"prior", "descent", "starts"},
     {"mixture", "quadratic", "buckets"},
     {"adapt", "diagnostics", "evaluate"},
-    {"predict"},
-    {"validation"},
+    {"predict", "validation"},
     {"selection", "reference", "marginal", "streaming", "progress"},
     {"trainer"},
     {"search"},
+    {"recipe"},
     {"train", "acquisition"},
     {"datasets", "checkpoint"},
     {"__init__"},
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(ROOT.glob("*.py"))
-TOUCH_FILES = {"datasets", "checkpoint"}
+TOUCH_FILES = {"datasets", "checkpoint", "files"}
 FILE_CALLS = {
     *("open", "read_text", "write_text", "read_bytes", "write_bytes", "unlink"),
     *("save", "savez", "load", "memmap", "tofile", "fromfile", "mkdir", "safe_open"),
@@ -94,7 +97,7 @@ def test_only_the_package_itself_is_imported_from(path):
     allowed = {"jax", "flax", "optax", "numpy", "ml_dtypes", "lore_jax"}
     if path.stem == "_checks":
         allowed.add("chex")
-    if path.stem == "checkpoint":
+    if path.stem == "files":
         allowed.add("safetensors")
     if path.stem == "diagnostics":  # Inside `plot`, for who has it.
         allowed.add("matplotlib")

@@ -119,12 +119,12 @@ CASES = {
     "chosen_floats": (
         lambda: pairs(chosen=[0.0, 1.0]),
         TypeError,
-        "chosen must hold integers, got dtype float64",
+        r"chosen must hold integers or strings, got chosen\[0\] = 0\.0",
     ),
     "chosen_matrix": (
         lambda: pairs(chosen=[[0], [1]]),
         ValueError,
-        r"chosen must be int\[N\], got shape \(2, 1\)",
+        r"chosen must be int\[N\] or str\[N\], got shape \(2, 1\)",
     ),
     "rejected_length": (
         lambda: pairs(rejected=[2]),
@@ -154,7 +154,7 @@ CASES = {
     "user_floats": (
         lambda: pairs(user=[0.0, 1.0]),
         TypeError,
-        "user must hold integers, got dtype float64",
+        r"user must hold integers or strings, got user\[0\] = 0\.0",
     ),
     "num_users_zero": (
         lambda: pairs(num_users=0),
@@ -177,7 +177,7 @@ CASES = {
         "user_ids must be distinct; .*amy.* repeats",
     ),
     "too_few_names": (
-        lambda: pairs(user_ids=["amy", "bob"], num_users=3),
+        lambda: pairs(user=["amy", "bob"], user_ids=["amy", "bob"], num_users=3),
         ValueError,
         "user_ids must name every user: 2 names for num_users=3",
     ),
@@ -229,7 +229,7 @@ CASES = {
     "group_floats": (
         lambda: pairs(group=[0.5, 1.5]),
         TypeError,
-        "group must hold integers or strings, got dtype float64",
+        r"group must hold integers or strings, got group\[0\] = 0\.5",
     ),
     "group_length": (
         lambda: pairs(group=[0]),
@@ -419,7 +419,7 @@ CASES = {
     "fit_init_features": (
         lambda: fit(init=params(features=3)),
         ValueError,
-        "features have D=4, basis has shape",
+        r"features have D=4, init\.basis has shape",
     ),
     "fit_init_users": (
         lambda: fit(init=params(users=5)),
@@ -766,7 +766,7 @@ CASES = {
         r"user must be in 0 … 1",
     ),
     "split_votes_item": (
-        lambda: split_votes(item=np.repeat([0, 9], 5)),
+        lambda: split_votes(item=np.tile([0, 1, 2, 3, 9], 2)),
         ValueError,
         r"must be in 0 … 4 \(features has M=5 rows\)",
     ),

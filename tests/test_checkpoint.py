@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,39 +12,40 @@ import safetensors
 import safetensors.numpy
 
 import lore_jax as lore
+from lore_jax import files
 from lore_jax.results import History
 from lore_jax.types import Ids
 
 
-def make_fit(num_users=4, num_features=5, rank=3, *, pruned=False, names=True, seed=0):
+def make_fit(num_users=4, num_features=5, *, pruned=False, names=True, seed=0):
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    params = lore.RewardParams(normal(num_features, rank), normal(num_users, rank))
+    wide = lore.RewardParams(normal(num_features, 7), normal(num_users, 7))
+    kept = jnp.array([0, 2, 6])
+    params = lore.RewardParams(wide.basis[:, kept], wide.logits[:, kept])
     users = np.array(["Ünal", "b c", "", "zoe"][:num_users])
     return lore.Fitted(
         params=params,
         weights=params.weights,
         prior=lore.Prior(
-            atoms=jnp.eye(rank),
-            log_weights=jnp.full(rank, -np.log(rank), jnp.float32),
+            atoms=jnp.eye(3),
+            log_weights=jnp.full(3, -np.log(3), jnp.float32),
             concentration=jnp.asarray(np.inf, jnp.float32),
             tempering=jnp.asarray(0.25, jnp.float32),
             decay=jnp.asarray(0.5, jnp.float32),
             temperature=100.0,
         ),
         history=History(
-            loss=normal(6),
-            weights_norm=normal(6),
-            basis_norm=normal(6),
+            loss=abs(normal(6)),
+            weights_norm=abs(normal(6)),
+            basis_norm=abs(normal(6)),
             selection=({"log_loss": 0.5, "chosen": True}, {"log_loss": float("inf")}),
         ),
-        unpruned=lore.RewardParams(normal(num_features, 7), normal(num_users, 7))
-        if pruned
-        else None,
-        kept=jnp.array([0, 2, 6]) if pruned else None,
+        unpruned=wide if pruned else None,
+        kept=kept if pruned else None,
         temperature=100.0,
         config=lore.TrainConfig.reference_alternating(6, prune=pruned),
         ids=Ids(users, np.array(["row 0", "row 1"])) if names else None,
@@ -142,8 +144,8 @@ def rewrite(path, arrays=None, drop=(), **changes):
         held = {name: file.get_tensor(name) for name in file.keys()}
     held.update(arrays or {})
     held = {name: x for name, x in held.items() if name not in drop}
-    metadata = {name: x for name, x in metadata.items() if name not in drop}
-    safetensors.numpy.save_file(held, path, metadata)
+    metadata = {n: x for n, x in metadata.items() if n not in ("digest", *drop)}
+    files.write_record(path, held, metadata)
 
 
 def zeros(*shape, dtype=np.float32):
@@ -154,6 +156,31 @@ def text(names):
     return np.frombuffer(json.dumps(names).encode(), np.uint8)
 
 
+def change(name, place, value):
+    """The array `name` of the saved fit with one entry, or row, replaced."""
+    array = np.array(saved_arrays()[name])
+    array[place] = value
+    return dict(arrays={name: array})
+
+
+def saved_arrays():
+    fit = make_fit(pruned=True)
+    return {
+        "basis": fit.basis,
+        "logits": fit.params.logits,
+        "weights": fit.weights,
+        "atoms": fit.prior.atoms,
+        "log_weights": fit.prior.log_weights,
+        "history.loss": fit.history.loss,
+        "unpruned.basis": fit.unpruned.basis,
+        "kept": fit.kept,
+    }
+
+
+DEEP = "[" * 100_000
+NAN, INFINITY = np.float32("nan"), np.float32("inf")
+HALF = np.array([1, -1, 0], np.float32)
+LONGER = json.dumps({"num_steps": 3, "method": "alternating", "temperature": 100.0})
 DAMAGE = {
     "foreign_format": (dict(format="other.fit"), "not a lore_jax fit.*'other.fit'"),
     "no_format": (dict(drop=["format"]), "not a lore_jax fit"),
@@ -161,6 +188,7 @@ DAMAGE = {
     "no_version": (dict(drop=["version"]), "version None"),
     "no_basis": (dict(drop=["basis"]), r"missing \['basis'\]"),
     "no_atoms": (dict(drop=["atoms"]), r"missing \['atoms'\]"),
+    "no_spread": (dict(drop=["spread"]), r"missing \['spread'\]"),
     "unexpected": (dict(arrays={"evil": zeros(1)}), r"unexpected \['evil'\]"),
     "half_pruned": (dict(drop=["kept"]), "only part of .*kept"),
     "other_features": (dict(arrays={"unpruned.basis": zeros(6, 7)}), "shape .*D is"),
@@ -172,30 +200,166 @@ DAMAGE = {
         "basis has dtype int32",
     ),
     "float_kept": (dict(arrays={"kept": zeros(3)}), "kept has dtype float32"),
-    "rank": (dict(rank="7"), "says rank 7, but its basis"),
-    "rank_words": (dict(rank="seven"), "damaged metadata"),
-    "temperature": (dict(temperature="-1.0"), "temperature -1.0, expected above 0"),
+    "rank": (dict(rank="7"), "rank 7, but its basis"),
+    "rank_words": (dict(rank="seven"), "is damaged"),
+    "temperature": (dict(temperature="-1.0"), r"temperature -1, but .*config is 100"),
     "temperature_nan": (dict(temperature="nan"), "temperature nan"),
-    "config_not_json": (dict(config="{"), "damaged metadata"),
-    "config_field": (dict(config='{"exec": 1}'), "damaged metadata"),
-    "config_value": (dict(config='{"num_steps": -1}'), "damaged metadata.*num_steps"),
-    "config_list": (dict(config="[1]"), "damaged metadata"),
-    "no_config": (dict(drop=["config"]), "damaged metadata"),
-    "selection": (dict(selection="oops"), "damaged metadata"),
+    "temperature_other": (dict(temperature="50.0"), "50, but that of its config"),
+    "config_not_json": (dict(config="{"), "config is not JSON"),
+    "config_deep": (dict(config=DEEP), "config is not JSON"),
+    "config_field": (dict(config='{"exec": 1}'), "is damaged.*exec"),
+    "config_value": (dict(config='{"num_steps": -1}'), "is damaged.*num_steps"),
+    "config_list": (dict(config="[1]"), "config must be an object"),
+    "config_name": (dict(config='{"ranks": {}}'), "is damaged.*ranks"),
+    "config_short": (dict(config=LONGER), "loss has 6 steps, but .*num_steps is 3"),
+    "no_config": (dict(drop=["config"]), "is damaged: missing 'config'"),
+    "selection": (dict(selection="oops"), "selection is not JSON"),
+    "selection_deep": (dict(selection=DEEP), "selection is not JSON"),
+    "selection_object": (dict(selection="{}"), "selection must be a list of objects"),
     "names_not_json": (
         dict(arrays={"user_ids": np.frombuffer(b"\xff[", np.uint8)}),
-        "damaged metadata",
+        "user_ids is not JSON",
     ),
-    "too_few_names": (dict(arrays={"user_ids": text(["a"])}), "user_ids"),
+    "names_deep": (
+        dict(arrays={"item_ids": np.frombuffer(DEEP.encode(), np.uint8)}),
+        "item_ids is not JSON",
+    ),
+    "too_few_names": (dict(arrays={"user_ids": text(["a"])}), "user_ids names 1 user"),
+    "names_twice": (dict(arrays={"user_ids": text(["a", "b", "a", "c"])}), "distinct"),
+    "names_nested": (dict(arrays={"user_ids": text([["a"]] * 4)}), "list of strings"),
+    "names_numbers": (dict(arrays={"item_ids": text([1, 2])}), "list of strings"),
+    "names_null": (dict(arrays={"item_ids": text(["a", "a\0"])}), "null character"),
+    "nan_basis": (change("basis", (2, 1), NAN), r"basis must be finite; basis\[2, 1\]"),
+    "inf_logits": (change("logits", (0, 0), INFINITY), "logits must be finite"),
+    "nan_loss": (change("history.loss", 3, NAN), r"history\.loss\[3\] is not"),
+    "negative_loss": (change("history.loss", 3, -1), r"history\.loss must hold"),
+    "nan_weights": (change("weights", (0, 0), NAN), "weights must be? ?.*finite"),
+    "weights_off": (change("weights", 1, HALF), "weights must lie on the simplex"),
+    "weights_of_another": (
+        change("weights", 1, np.array([1, 0, 0], np.float32)),
+        r"weights must be softmax\(logits\); of user 1",
+    ),
+    "atoms_off": (change("atoms", 0, HALF), "atoms must lie on the simplex"),
+    "nan_atoms": (change("atoms", (0, 1), NAN), "atoms must lie on the simplex"),
+    "log_weights": (change("log_weights", 1, -0.5), "log_weights must be normalised"),
+    "nan_log_weights": (change("log_weights", 1, NAN), "log_weights must be log"),
+    "kept_twice": (change("kept", 1, 0), r"kept must ascend within 0 … 6"),
+    "kept_beyond": (change("kept", 2, 7), "kept must ascend"),
+    "kept_others": (change("kept", 1, 3), "basis must be the columns"),
+    "unpruned": (change("unpruned.basis", (0, 2), 9.0), "basis must be the columns"),
+    "validation_steps": (
+        dict(
+            arrays={
+                "history.validation": np.ones(2, np.float32),
+                "history.validation_steps": np.array([4, 7], np.int32),
+            }
+        ),
+        r"validation_steps must ascend up to 6",
+    ),
 }
+for _name, _values in {
+    "concentration": (-1, NAN),
+    "tempering": (-0.1, NAN, INFINITY),
+    "spread": (-0.1, NAN, INFINITY),
+    "decay": (NAN, INFINITY, -INFINITY),
+    "margin_scale": (0, -1, NAN, INFINITY),
+}.items():
+    for _value in _values:
+        DAMAGE[f"{_name}_{_value}"] = (
+            dict(arrays={_name: np.array(_value, np.float32)}),
+            f"{_name} is .*out of its range",
+        )
 
 
 @pytest.mark.parametrize(("change", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_file_is_refused(saved, change, message):
+    """Its digest is right, so only what the numbers mean can tell."""
     rewrite(saved, **change)
     with pytest.raises(ValueError, match=message) as caught:
         lore.load(saved)
     assert str(saved) in str(caught.value)
+
+
+def test_a_single_changed_byte_is_refused(saved):
+    content = saved.read_bytes()
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        saved.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"fit (is|has) "):
+            lore.load(saved)
+
+
+def test_a_file_without_a_digest_is_refused(saved):
+    with safetensors.safe_open(saved, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+        metadata = file.metadata()
+    del metadata["digest"]
+    saved.write_bytes(safetensors.numpy.save(arrays, metadata))
+    with pytest.raises(ValueError, match=r"fit is damaged: the digest .*says None"):
+        lore.load(saved)
+
+
+HEADERS = {
+    "deep": b'{"a":' + b"[" * 100_000,
+    "list": b"[]",
+    "twice": b'{"a": {}, "a": {}}',
+    "no_entry": b'{"a": 3}',
+    "dtype": b'{"a": {"dtype": "F99", "shape": [], "data_offsets": [0, 4]}}',
+    "dtype_list": b'{"a": {"dtype": [], "shape": [], "data_offsets": [0, 4]}}',
+    "shape": b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+    "shape_bool": b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+    "huge": b'{"a": {"dtype": "F32", "shape": [1099511627776], "data_offsets": '
+    b"[0, 4398046511104]}}",
+    "huge_empty": b'{"a": {"dtype": "F32", "shape": [4611686018427387904, 0], '
+    b'"data_offsets": [0, 0]}}',
+    "overlap": b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+    "one_offset": b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+    "metadata": b'{"__metadata__": {"a": 1}}',
+    "metadata_list": b'{"__metadata__": []}',
+    "digits": b'{"a": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize("load", ["load", "load_users", "load_progress"])
+def test_a_header_that_cannot_be_is_refused(tmp_path, header, load):
+    path = tmp_path / "record"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="record is"):
+        getattr(lore.checkpoint, load)(path)
+
+
+def test_a_header_longer_than_its_file_is_not_read(tmp_path):
+    path = tmp_path / "record"
+    path.write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match=f"its header has {2**40} bytes, the file 10"):
+        lore.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda f: f.replace(temperature=50.0), "prior.temperature is 100"),
+        (
+            lambda f: f.replace(params=f.params.replace(basis=f.basis * NAN)),
+            "basis must be finite",
+        ),
+        (lambda f: f.replace(weights=f.weights[::-1]), r"be softmax\(logits\)"),
+        (lambda f: f.replace(prior=f.prior.replace(atoms=-f.prior.atoms)), "atoms"),
+        (lambda f: f.replace(ids=Ids(np.array(["a"] * 4), None)), "must be distinct"),
+    ],
+    ids=["temperature", "basis", "weights", "atoms", "names"],
+)
+def test_what_loading_would_refuse_is_not_saved(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        lore.save(tmp_path / "fit", changed(make_fit()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fit_without_a_config_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"fitted\.config must be a TrainConfig"):
+        lore.save(tmp_path / "fit", make_fit().replace(config=None))
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync", "write"])
@@ -205,26 +369,13 @@ def test_a_crash_while_saving_leaves_the_old_file(saved, monkeypatch, step):
     def crash(*_, **__):
         raise KeyboardInterrupt
 
-    class Torn:
-        """A file that takes half of what is written, then crashes."""
+    def tear(path, content):
+        with open(path, "wb") as file:
+            file.write(content[: len(content) // 2])
+        raise KeyboardInterrupt
 
-        def __init__(self, handle, mode):
-            self.file = original(handle, mode)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def write(self, content):
-            self.file.write(content[: len(content) // 2])
-            self.file.flush()
-            raise KeyboardInterrupt
-
-    original = os.fdopen
     if step == "write":
-        monkeypatch.setattr(os, "fdopen", Torn)
+        monkeypatch.setattr(pathlib.Path, "write_bytes", tear)
     else:
         monkeypatch.setattr(os, step, crash)
     with pytest.raises(KeyboardInterrupt):
@@ -299,7 +450,7 @@ def test_damaged_and_foreign_users_are_refused(tmp_path, users, saved):
             lore.checkpoint.load_users(path)
     arrays, metadata = lore.streaming.to_arrays(users[2])
     arrays["linear"] = arrays["linear"][:1]
-    path.write_bytes(safetensors.numpy.save(arrays, metadata))
+    files.write_record(path, arrays, metadata)
     with pytest.raises(ValueError, match="users is damaged: linear"):
         lore.checkpoint.load_users(path)
 
@@ -319,10 +470,42 @@ def test_a_crash_while_saving_users_keeps_the_old_file(tmp_path, users, monkeypa
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_files_from_before_the_spread_take_the_default(saved):
-    with safetensors.safe_open(saved, framework="numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}
-        metadata = file.metadata()
-    assert arrays.pop("spread") == np.float32(0.1)
-    saved.write_bytes(safetensors.numpy.save(arrays, metadata))
-    assert lore.load(saved).prior.spread == np.float32(0.1)
+USERS_DAMAGE = {
+    "nan_table": ("table", (0, 1), NAN, "table must be finite"),
+    "table": ("table", (1, 0), 0.5, "table must be at most 0.*user 1"),
+    "nan_linear": ("linear", (0, 0), NAN, "linear must be finite"),
+    "count": ("num_pairs", (1,), -1, "num_pairs must be at least 0.*user 1"),
+    "no_pairs": ("num_pairs", (0,), 0, "table must be 0 for users without pairs"),
+    "diagonal": ("quadratic", (1, 0), -1, "at least 0 on its diagonal.*user 1"),
+    "mixed": ("quadratic", (0, 1), 1e6, "positive semi-definite.*user 0"),
+    "atoms": ("atoms", (0, 0), 2, "atoms must lie on the simplex"),
+    "log_weights": ("log_weights", (0,), -5, "log_weights must be normalised"),
+    "margin_scale": ("margin_scale", (), 0, "margin_scale is 0"),
+    "spread": ("spread", (), NAN, "spread is nan"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"), USERS_DAMAGE.values(), ids=USERS_DAMAGE
+)
+def test_sums_that_no_pairs_have_are_refused(
+    tmp_path, users, name, place, value, message
+):
+    path = tmp_path / "users"
+    arrays, metadata = lore.streaming.to_arrays(users[2])
+    arrays[name] = np.array(arrays[name])
+    arrays[name][place] = value
+    files.write_record(path, arrays, metadata)
+    with pytest.raises(ValueError, match=f"users is damaged: .*{message}"):
+        lore.checkpoint.load_users(path)
+
+
+@pytest.mark.parametrize("mark", ["", "0" * 31, "G" * 32])
+def test_fingerprints_are_32_hex_digits(tmp_path, users, mark):
+    path = tmp_path / "users"
+    arrays, metadata = lore.streaming.to_arrays(users[2])
+    files.write_record(path, arrays, {**metadata, "fingerprint": mark})
+    with pytest.raises(ValueError, match="users is damaged: fingerprint"):
+        lore.checkpoint.load_users(path)
+    with pytest.raises(ValueError, match="fingerprint"):
+        lore.checkpoint.save_users(path, users[2].replace(fingerprint=mark))

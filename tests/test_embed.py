@@ -232,6 +232,99 @@ def test_only_a_trained_single_output_head_will_do(tmp_path):
         embed.RewardModel.load(embed.EmbedConfig(model=str(folder), device="cpu"))
 
 
+def test_a_marker_left_from_before_calls_no_new_row_finished(tmp_path, monkeypatch):
+    """The table is gone, and the run that begins it again is killed at once."""
+    texts, real = some_texts(), embed.RewardModel.features
+    whole = np.array(embed.embed_texts(reward_model(), texts, tmp_path))
+    (tmp_path / "features.npy").unlink()
+
+    def killed(self, batch):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed.RewardModel, "features", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed.embed_texts(reward_model(), texts, tmp_path)
+    assert not embed.is_complete(tmp_path, reward_model().config, texts)
+    monkeypatch.setattr(embed.RewardModel, "features", real)
+    again = embed.embed_texts(reward_model(), texts, tmp_path)
+    np.testing.assert_array_equal(again, whole)
+
+
+@pytest.mark.parametrize("change", ["zeros", "shape", "digest"])
+def test_finished_rows_that_have_changed_are_not_continued(tmp_path, change):
+    texts = some_texts()
+    table = np.array(embed.embed_texts(reward_model(), texts, tmp_path))
+    if change == "digest":
+        marker = json.loads((tmp_path / "features.json").read_text())
+        del marker["rows_digest"]
+        (tmp_path / "features.json").write_text(json.dumps(marker))
+    else:
+        table[3] = 0
+        np.save(tmp_path / "features.npy", table[: 12 if change == "zeros" else 11])
+    with pytest.raises(ValueError, match=r"features\.npy is not the table whose 12"):
+        embed.embed_texts(reward_model(), texts, tmp_path)
+
+
+def test_models_are_read_without_their_code_or_pickles(tmp_path, monkeypatch):
+    import transformers
+
+    asked = {}
+    for name in ("AutoModelForSequenceClassification", "AutoTokenizer"):
+
+        class Loader:
+            @classmethod
+            def from_pretrained(cls, model, name=name, **settings):
+                asked[name] = settings
+                if name == "AutoTokenizer":
+                    return sources.tiny_tokenizer()
+                return sources.tiny_model(), {"missing_keys": []}
+
+        monkeypatch.setattr(transformers, name, Loader)
+    config = embed.EmbedConfig(model="x", revision="r", device="cpu", **FLOAT)
+    embed.RewardModel.load(config)
+    assert [settings["trust_remote_code"] for settings in asked.values()] == [False] * 2
+    assert [settings["revision"] for settings in asked.values()] == ["r"] * 2
+    assert asked["AutoModelForSequenceClassification"]["use_safetensors"] is True
+
+
+def test_a_pickled_checkpoint_is_not_opened(tmp_path):
+    sources.save_tiny(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        embed.RewardModel.load(embed.EmbedConfig(model=str(tmp_path), device="cpu"))
+
+
+TEMPLATES = {
+    "long": ("x" * 200_000, "has 200000 characters, expected at most 100000"),
+    "much": ("{{ 'x' * 1000000 }}", "makes 1000000 characters of"),
+    "slow": (
+        "{% for a in range(99999) %}{% for b in range(99999) %}"
+        "{% endfor %}{% endfor %}",
+        "the chat template takes more than 0.2 seconds",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "message"), TEMPLATES.values(), ids=TEMPLATES.keys()
+)
+def test_chat_templates_are_bounded(monkeypatch, template, message):
+    monkeypatch.setattr(embed, "TEMPLATE_SECONDS", 0.2)
+    tokenizer = sources.tiny_tokenizer()
+    tokenizer.chat_template = template
+    config = embed.EmbedConfig(model="tiny", device="cpu", **FLOAT)
+
+    def render():
+        reward = embed.RewardModel(sources.tiny_model(), tokenizer, config)
+        reward.render(some_texts(1).messages[0])
+
+    with pytest.raises(ValueError, match=message):
+        render()
+
+
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="table_dtype"):
         embed.EmbedConfig(table_dtype="int8")

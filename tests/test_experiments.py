@@ -787,7 +787,7 @@ def test_reward_bench_on_a_fixture(tmp_path, prepared):
     rng = np.random.default_rng(0)
     prefs = lore.Preferences.from_pairs(
         rng.normal(size=(24, 16)).astype(np.float32), np.arange(12), np.arange(12, 24),
-        np.arange(12) % 3, user_ids=["ann", "bob", "eve"],
+        np.arange(12) % 3, 3, user_ids=["ann", "bob", "eve"],
     )  # fmt: skip
     config = lore.TrainConfig(num_steps=3, num_atoms=4, ridges=(0.1,))
     key = baselines.jax.random.key(0)

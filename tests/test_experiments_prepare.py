@@ -1,11 +1,13 @@
 import collections
 import json
+import types
+import zipfile
 
 import numpy as np
 import pytest
 from fixtures import sources
 
-from experiments import prepare, tables
+from experiments import prepare, stored, tables
 from experiments.leaks import LeakError, check_split
 from experiments.personal_llm import prepare as personal_llm
 from experiments.prism import prepare as prism
@@ -398,18 +400,61 @@ def test_prepare_reads_the_hubs_own_types(monkeypatch):
     datasets = pytest.importorskip("datasets", reason=EMBED)
     asked = []
 
-    def load_dataset(*args, split):
-        asked.append((*args, split))
+    def load_dataset(*args, split, revision, trust_remote_code):
+        asked.append((*args, split, revision, trust_remote_code))
         return datasets.Dataset.from_list(
             sources.tldr_rows(split), features=sources.tldr_features()
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = {s: prepare.read_rows(tldr.SOURCE, tldr.CONFIG, s, None) for s in SPLITS}
-    assert asked == [(tldr.SOURCE, "comparisons", split) for split in SPLITS]
+    source = tldr.SOURCE, tldr.CONFIG
+    rows = {s: prepare.read_rows(*source, s, None, "0" * 40) for s in SPLITS}
+    assert asked == [(*source, split, "0" * 40, False) for split in SPLITS]
     from_hub, plain = tldr.build(rows), tldr.build(tldr_splits())
     assert from_hub[0].hashes == plain[0].hashes
     np.testing.assert_array_equal(from_hub[1].chosen, plain[1].chosen)
+
+
+def test_the_commit_of_a_data_set_is_looked_up_and_recorded(monkeypatch, capsys):
+    hub = pytest.importorskip("huggingface_hub", reason=EMBED)
+    asked = []
+
+    class Api:
+        def dataset_info(self, source, revision):
+            asked.append((source, revision))
+            if revision == "away":
+                raise ConnectionError("no network")
+            return types.SimpleNamespace(sha="c" * 40)
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+
+    def pinned(*flags):
+        args = prepare.make_parser("x", "y").parse_args(flags)
+        prepare.pin_data(args, "some/data")
+        return args.data_revision
+
+    assert pinned() == "c" * 40
+    assert pinned("--data-revision", "v1") == "c" * 40
+    assert pinned("--data-revision", "away") == "away"
+    assert "some/data is not recorded" in capsys.readouterr().err
+    assert asked == [("some/data", name) for name in (None, "v1", "away")]
+    assert pinned("--data-revision", "a" * 40) == "a" * 40
+    assert pinned("--data", "folder") is None
+    assert len(asked) == 3
+
+
+def test_a_broken_line_of_a_source_is_named(tmp_path):
+    path = tmp_path / "train.jsonl"
+    for bad in (b'{"b": \n', b'"\xe9"\n', b"[" * 100_000):
+        path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n' + bad)
+        with pytest.raises(ValueError, match=r"train\.jsonl, row [01]: "):
+            prepare.read_rows("x", None, "train", tmp_path)
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n')
+    assert prepare.read_rows("x", None, "train", tmp_path) == [{"a": 1}]
+    (tmp_path / "test.parquet").write_bytes(b"PAR1")
+    pytest.importorskip("pyarrow", reason=EMBED)
+    with pytest.raises(ValueError, match=r"test\.parquet is no whole Parquet file"):
+        prepare.read_rows("x", None, "test", tmp_path)
 
 
 def test_prepare_reads_parquet(tmp_path):
@@ -463,6 +508,94 @@ def test_ready_embeddings_are_written_and_read(tmp_path, dtype):
     assert str(found.dtype) == ("bfloat16" if dtype == "bfloat16" else "float32")
     np.testing.assert_array_equal(found, features.astype(found.dtype))
     assert np.load(tmp_path / "head.npy").shape == (3,)
+
+
+def two_pairs(**changes):
+    return tables.PairTable.from_columns(
+        **{
+            **dict(user=["a", "b"], unit=["u", "v"], group=["g", "h"]),
+            **dict(chosen=[0, 1], rejected=[2, 3], seen=[True, False]),
+            **dict(heldout=[False, True], weight=[1.0, 2.0]),
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(user=np.array([0, 5], np.int32)), "user must hold integers from 0 to 1"),
+        (dict(chosen=np.array([-1, 1], np.int32)), "chosen must hold integers"),
+        (dict(chosen=np.array([2, 1], np.int32)), "chosen and rejected are the same"),
+        (dict(chosen=np.array([0, 1, 2], np.int32)), r"chosen has shape \(3,\)"),
+        (dict(weight=np.array([np.nan, 1])), "weight must be from 0"),
+        (dict(seen=np.array([1, 2])), "seen must be bool"),
+        (dict(users=np.array([1, 2])), "users must be texts"),
+    ],
+)
+def test_a_pair_table_that_cannot_be_is_refused(tmp_path, change, message):
+    path = tmp_path / "pairs.npz"
+    stored.write_arrays(path, **{**vars(two_pairs()), "label": np.ones(2), **change})
+    with pytest.raises(ValueError, match=rf"pairs\.npz is damaged: {message}"):
+        tables.PairTable.load(path)
+
+
+def test_damaged_npz_files_are_refused(tmp_path):
+    path = tmp_path / "pairs.npz"
+    two_pairs().save(path)
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for trial in range(200):
+        changed = bytearray(content)
+        changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
+        path.write_bytes(
+            changed if trial % 2 else content[: rng.integers(len(content))]
+        )
+        try:
+            found = tables.PairTable.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:  # Dates and such in the archive's directory.
+            np.testing.assert_array_equal(found.chosen, [0, 1])
+    with zipfile.ZipFile(path, "w") as archive:
+        head = {"descr": "<f8", "fortran_order": False, "shape": (1 << 50,)}
+        text = repr(head).encode()
+        size = len(text).to_bytes(2, "little")
+        archive.writestr("users.npy", b"\x93NUMPY\x01\x00" + size + text)
+    with pytest.raises(ValueError, match=r"pairs\.npz is no whole .*makes 9007"):
+        tables.PairTable.load(path)
+    stored.write_arrays(path, evil=np.zeros(3))
+    with pytest.raises(ValueError, match=r"no pair table: .*unexpected \['evil'\]"):
+        tables.PairTable.load(path)
+
+
+def test_a_head_of_another_table_is_refused(tmp_path):
+    features = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    two_pairs().save(tmp_path / "pairs.npz")
+    stored.write_json(tmp_path / "config.json", {})
+    tables.write_features(tmp_path, features, head=np.ones(3))
+    assert tables.load(tmp_path).head.tolist() == [1, 1, 1]
+    stored.write_array(tmp_path / "head.npy", np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"head\.npy belongs to another feature table"):
+        tables.load(tmp_path)
+    tables.write_features(tmp_path, features)
+    assert tables.load(tmp_path).head is None
+    assert not (tmp_path / "head.npy").exists()
+    tables.write_features(tmp_path, features[:3])
+    with pytest.raises(ValueError, match="a pair asks for row 3, but there are 3"):
+        tables.load(tmp_path)
+
+
+def test_damaged_feature_files_name_themselves(tmp_path):
+    features = np.ones((6, 3), np.float32)
+    tables.write_features(tmp_path, features)
+    path = tmp_path / "features.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"features\.npy is no whole \.npy file"):
+        tables.load_features(tmp_path)
+    (tmp_path / "features.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"features\.json is no JSON"):
+        tables.load_features(tmp_path)
 
 
 def test_prepared_pairs_become_preferences(tmp_path):

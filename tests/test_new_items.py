@@ -230,7 +230,7 @@ def test_a_fit_without_anything_personal_claims_none():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fitted = lore.fit(pairs, rank=3, key=KEY, config=SHORT)
-    told = [x for x in caught if "personalisation does not help" in str(x.message)]
+    told = [x for x in caught if "does not help" in str(x.message)]
     rows = fitted.history.heldout
     worse = [row for row in rows if row["gain"] < -2 * row["standard_error"]]
     assert bool(told) == bool(worse)

@@ -62,28 +62,34 @@ def user_pairs(prefs, basis, u, temperature=2.0):
     return z, weight, label
 
 
+def atoms_moments(share, atoms):
+    mean = share @ atoms
+    return mean, (atoms - mean).T @ (share[:, None] * (atoms - mean))
+
+
 def oracle_moments(z, weight, label, p, prior):
-    """(p̄, Σ) from their definitions, by a constrained dense inverse."""
+    """(p̄, Σ) from their definitions, by dense inverses on the plane Σ dp = 0."""
     atoms = np.asarray(prior.atoms, np.float64)
-    kappa, gamma = float(prior.concentration), float(prior.tempering)
+    start = np.asarray(prior.log_weights, np.float64)
     m = z @ atoms.T
     logs = weight @ (label[:, None] * m - np.logaddexp(0, m))
-    power = max(weight.sum(), 1) ** -gamma
-    q = np.exp(power * logs + np.asarray(prior.log_weights, np.float64))
-    q /= q.sum()
-    mean = q @ atoms
-    between = (atoms - mean).T @ (q[:, None] * (atoms - mean))
-    if np.isinf(kappa):
+    power = max(weight.sum(), 1) ** -float(prior.tempering)
+    shares = [np.exp(x * logs + start) for x in (power, 1.0, 0.0)]
+    tempered, whole, none = (x / x.sum() for x in shares)
+    mean = tempered @ atoms
+    between, own = (atoms_moments(x, atoms)[1] for x in (whole, none))
+    if np.isinf(prior.concentration):
         return mean, between
+    if not weight.sum():
+        return mean, own
     chance = 1 / (1 + np.exp(-(z @ p)))
-    curve = power * (z.T * (weight * chance * (1 - chance))) @ z
-    kappa *= (max(weight.sum(), 1) / 10) ** -float(prior.decay)
-    curve += np.diag(kappa * mean / p**2)
+    curve = (z.T * (weight * chance * (1 - chance))) @ z
     # A basis of the plane Σ dp = 0 turns the constrained inverse into a plain one.
     plane = np.linalg.svd(np.ones((1, len(p))))[2][1:].T
-    within = plane @ np.linalg.inv(plane.T @ curve @ plane) @ plane.T
-    sizes = np.array([np.trace(between), np.trace(within)])
-    return mean, np.tensordot(sizes / sizes.sum(), [between, within], 1)
+    precision = np.linalg.inv(plane.T @ own @ plane) + plane.T @ curve @ plane
+    normal = plane @ np.linalg.inv(precision) @ plane.T
+    part = min(1.0, 4 * (whole**2).sum() ** (2 / (len(p) - 1)))
+    return mean, (1 - part) * between + part * normal
 
 
 @pytest.mark.parametrize("kappa", [0.5, 5.0, np.inf])
@@ -288,17 +294,21 @@ def test_integrating_is_better_calibrated(few_pairs):
     assert errors[1] < 0.03 < errors[0]
 
 
-def test_one_atom_many_pairs_still_has_spread():
-    """Where the atoms leave nothing to doubt, Laplace's part still doubts."""
+def test_many_pairs_leave_the_curvature_of_the_likelihood():
+    """Where one atom is left, Σ is the inverse of the data's curvature at p."""
     rng = np.random.default_rng(3)
-    z = 3 * rng.normal(size=(1, 40, RANK)).astype(np.float32)
+    z = oracle.population(rng, 3.0, RANK, 4000, 2)[1]
     prior = make_prior(tempering=np.float32(0), concentration=np.float32(3))
-    prior = prior.replace(
-        log_weights=np.where(np.arange(20) == 0, 0, -200).astype(np.float32)
-    )
-    prefs = lore.Preferences.from_ragged(list(z))
-    got = predict.posterior(np.eye(RANK, dtype=np.float32), prefs, prior)
-    assert (got.deviation > 1e-3).all()
+    prior = prior.replace(temperature=1.0)
+    prefs = lore.Preferences.from_ragged(list(z.astype(np.float32)))
+    eye = np.eye(RANK, dtype=np.float32)
+    got = predict.posterior(eye, prefs, prior, covariance=True)
+    plane = np.linalg.svd(np.ones((1, RANK)))[2][1:].T
+    for u in range(2):
+        chance = 1 / (1 + np.exp(-(z[u] @ got.weights[u])))
+        curve = (z[u].T * (chance * (1 - chance))) @ z[u]
+        want = plane @ np.linalg.inv(plane.T @ curve @ plane) @ plane.T
+        np.testing.assert_allclose(got.covariance[u], want, atol=0.02 * want.max())
 
 
 def test_the_spread_shrinks_with_pairs():

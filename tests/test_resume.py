@@ -10,7 +10,8 @@ import pytest
 import safetensors.numpy
 
 import lore_jax as lore
-from lore_jax import checkpoint
+from lore_jax import checkpoint, files
+from lore_jax.progress import seal, to_arrays
 
 KEY = jax.random.key(0)
 ONE = dict(concentrations=(3.0,), spreads=(0.1,))
@@ -172,7 +173,7 @@ def test_a_source_with_the_same_rows_has_the_same_fingerprint(prefs, progress):
 
 
 def test_a_state_of_other_shapes_is_refused(prefs, progress):
-    wrong = progress.replace(state=progress.state[:-1])
+    wrong = seal(progress.replace(state=(progress.state[0], *progress.state)))
     with pytest.raises(
         ValueError, match=r"resume\.state must hold arrays of the shapes"
     ):
@@ -237,13 +238,66 @@ def damage_trail(arrays, metadata):
 )
 def test_a_damaged_file_is_refused(progress, tmp_path, damage, message):
     path = tmp_path / "progress"
-    from lore_jax.progress import to_arrays
-
     arrays, metadata = to_arrays(progress)
     damage(arrays, metadata)
-    path.write_bytes(safetensors.numpy.save(arrays, metadata))
+    files.write_record(path, arrays, metadata)
     with pytest.raises(ValueError, match=message):
         checkpoint.load_progress(path)
+
+
+def longer(progress):
+    metrics = jax.tree.map(lambda x: np.append(x, x[-1]), progress.metrics)
+    return progress.replace(metrics=metrics)
+
+
+def with_nan(progress):
+    state = [np.array(x) for x in progress.state]
+    state[0][0, 0] = np.nan
+    return progress.replace(state=tuple(state))
+
+
+def with_losses(progress, value):
+    loss = np.array(progress.metrics.loss)
+    loss[1] = value
+    return progress.replace(metrics=progress.metrics._replace(loss=loss))
+
+
+CHANGES = {
+    "longer": (longer, "metrics are those of 3 steps, but the state is .* 2 steps"),
+    "nan": (with_nan, r"state\[0\] must be finite"),
+    "loss": (lambda x: with_losses(x, 0.1), "digest is not that of the record"),
+    "rows": (
+        lambda x: x.replace(rows=({"log_loss": -0.5, "chosen": True},)),
+        "log_loss of at least 0",
+    ),
+    "name": (lambda x: x.replace(name="alternating"), "digest is not that"),
+    "state": (
+        lambda x: x.replace(state=(x.state[0] + 1e-3, *x.state[1:])),
+        "digest is not that",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+def test_a_changed_record_is_refused_also_when_passed_directly(
+    prefs, progress, tmp_path, change, message
+):
+    changed = change(progress)
+    settings = dict(rank=2, key=KEY, config=RECIPES["joint"])
+    with pytest.raises(ValueError, match=r"resume\..*" + message):
+        lore.fit(prefs, resume=changed, **settings)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.save_progress(tmp_path / "progress", changed)
+    files.write_record(tmp_path / "progress", *to_arrays(changed))
+    with pytest.raises(ValueError, match=f"progress is damaged: .*{message}"):
+        checkpoint.load_progress(tmp_path / "progress")
+
+
+def test_a_training_that_diverged_is_a_record_like_others(progress, tmp_path):
+    diverged = seal(with_losses(with_nan(progress), np.nan))
+    checkpoint.save_progress(tmp_path / "progress", diverged)
+    again = checkpoint.load_progress(tmp_path / "progress")
+    assert np.isnan(again.state[0]).any()
 
 
 def test_truncated_foreign_and_missing_files_are_refused(progress, tmp_path):

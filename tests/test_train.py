@@ -17,8 +17,8 @@ from lore_jax import (
     descent,
     marginal,
     progress,
+    recipe,
     reference,
-    search,
     selection,
     trainer,
     validation,
@@ -98,14 +98,14 @@ def test_the_fit_stops_where_held_out_pairs_say_so(monkeypatch):
     x *= np.where(rng.random((200, 6)) < 1 / (1 + np.exp(-x[..., 0])), 1, -1)[..., None]
     few = dict(num_steps=40, smoothings=(0.1,), ridges=(1e-3,), temperings=(0.0,))
     config, refined = dataclasses.replace(QUICK, **few), []
-    original = search.choose_refinement
+    original = recipe.choose_refinement
 
     def spy(holdouts, results, scales, config):
         losses = [x.loss(v, [p])[0] for x, (v, p) in zip(holdouts, results)]
         refined.append(np.mean([lore.evaluate.macro_mean(x) for x in losses]))
         return original(holdouts, results, scales, config)
 
-    monkeypatch.setattr(search, "choose_refinement", spy)
+    monkeypatch.setattr(recipe, "choose_refinement", spy)
     prefs = lore.Preferences.from_ragged(list(x.astype(np.float32)))
     fitted = lore.fit(prefs, rank=2, key=KEY, config=config)
     curve, steps = fitted.history.validation, fitted.history.validation_steps

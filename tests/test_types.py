@@ -16,6 +16,8 @@ def pairs(**changes):
         "user": [2, 0, 2, 0, 2],
         **changes,
     }
+    if "user" not in changes:  # User 1 has no pair.
+        arguments.setdefault("num_users", 3)
     return lore.Preferences.from_pairs(**arguments)
 
 

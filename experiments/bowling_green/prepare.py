@@ -20,6 +20,7 @@ import numpy as np
 import lore_jax as lore
 from experiments.parts import check_leaks
 from experiments.prepare import positive, share, start
+from experiments.stored import replacing, write_arrays
 from experiments.tables import PairTable, load, pairs_path, write_features, write_json
 from experiments.texts import TextIndex
 from lore_jax.datasets import Votes
@@ -135,15 +136,24 @@ def from_raw(folder: Path, embed, *, item_votes: int = 8, user_votes: int = 6) -
     )
 
 
-def sentence_embedder(model: str, device: str | None = None, batch: int = 64):
-    """Texts → unit-norm mean of the last hidden states over real tokens."""
+def sentence_embedder(
+    model: str, device: str | None = None, revision: str | None = None, batch: int = 64
+):
+    """Texts → unit-norm mean of the last hidden states over real tokens.
+
+    The model is read from safetensors alone, and none of its code runs. The function
+    has the commit on the hub as its attribute ``commit``.
+    """
     import torch
     from tqdm import tqdm
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    safe = {"revision": revision, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(model, **safe)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    network = AutoModel.from_pretrained(model).to(device).eval()
+    network = AutoModel.from_pretrained(model, use_safetensors=True, **safe)
+    commit = getattr(network.config, "_commit_hash", None)
+    network = network.to(device).eval()
 
     def embed(texts: list[str]) -> np.ndarray:
         out = []
@@ -162,6 +172,7 @@ def sentence_embedder(model: str, device: str | None = None, batch: int = 64):
             out.append(torch.nn.functional.normalize(mean, dim=1).cpu().numpy())
         return np.concatenate(out)
 
+    embed.commit = commit
     return embed
 
 
@@ -175,7 +186,7 @@ def write_package(folder: Path, votes: Votes, seed: int) -> None:
     splits = {
         n: (generator.random(m) < p).astype(np.int8) for n, (m, p) in sizes.items()
     }
-    np.savez_compressed(
+    write_arrays(
         folder / "bowling_green_v1.npz",
         emb=votes.features.astype(np.float16),
         vote_user=smallest(votes.user),
@@ -184,7 +195,10 @@ def write_package(folder: Path, votes: Votes, seed: int) -> None:
         **splits,
     )
     path = folder / "bowling_green_items.csv"
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["item", "conversation", "source_comment_id", "text"])
         for place, (name, text) in enumerate(zip(votes.item_ids, votes.text)):
@@ -225,11 +239,23 @@ def main(argv=None) -> dict:
     add("--seed", type=int, default=0, help="of the first split; the others follow")
     add("--splits", type=positive, default=4)
     add("--unseen-share", type=share, default=0.2, help="of the people")
-    add("--heldout-share", type=share, default=0.3, help="of everybody's votes")
+    add(
+        "--heldout-share",
+        type=share,
+        default=0.3,
+        help="of everybody's votes, or of the statements",
+    )
+    add(
+        "--holdout",
+        choices=("judgements", "items"),
+        default="judgements",
+        help="hold out votes, or statements with all their votes",
+    )
     add("--max-training", type=int, default=40, help="most training pairs of a person")
     add("--max-heldout", type=int, default=20, help="most held-out pairs of a person")
     add("--raw", type=Path, help="folder of a Polis export: rebuild the data from it")
     add("--model", default=DEFAULT_MODEL, help="with --raw: hub name or folder")
+    add("--revision", help="with --raw: branch, tag or commit of the model")
     add("--device", help="with --raw: cuda, cpu, ...")
     add("--item-votes", type=int, default=8, help="with --raw: fewest on a statement")
     add("--user-votes", type=int, default=6, help="with --raw: fewest of each kind")
@@ -242,7 +268,7 @@ def main(argv=None) -> dict:
     if args.raw is None:
         votes = lore.datasets.load("bowling_green")
     else:
-        embed = sentence_embedder(args.model, args.device)
+        embed = sentence_embedder(args.model, args.device, args.revision)
         limits = {"item_votes": args.item_votes, "user_votes": args.user_votes}
         votes = from_raw(args.raw, embed, **limits)
         write_package(args.out / "package", votes, args.seed)
@@ -255,11 +281,14 @@ def main(argv=None) -> dict:
     write_features(args.out, votes.features)
     report: dict = {"texts": len(texts), "votes": len(votes.vote), "counts": {}}
     report |= {"participants": len(votes.user_ids), "leaks": {}}
+    if args.raw is not None:
+        report["commit"] = getattr(embed, "commit", None)
     for number, name in enumerate(names):
         data = votes.split(
             seed=args.seed + number,
             unseen=args.unseen_share,
             heldout=args.heldout_share,
+            holdout=args.holdout,
             max_training=args.max_training,
             max_heldout=args.max_heldout,
         )

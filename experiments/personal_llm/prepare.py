@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
-from experiments.prepare import finish, make_parser, read_rows, start
+from experiments.prepare import finish, make_parser, pin_data, read_rows, start
+from experiments.stored import write_arrays
 from experiments.tables import PairTable, digest, drop_shared, rng
 from experiments.texts import TextIndex
 from lore_jax.population import dirichlet_users, simulate_choices
@@ -164,6 +165,7 @@ def main(argv=None) -> dict:
     add("--unseen-share", type=float, default=0.001, help="of the train prompts")
     add("--limit", type=int, help="read only so many prompts of each split")
     args = parser.parse_args(argv)
+    pin_data(args, SOURCE)
     variants = {alpha: f"alpha_{alpha:g}" for alpha in args.alphas}
     start(
         args,
@@ -176,7 +178,7 @@ def main(argv=None) -> dict:
     texts = TextIndex()
     ids, places, rewards = {}, {}, {}
     for split in ("train", "test"):
-        rows = read_rows(SOURCE, None, split, args.data)
+        rows = read_rows(SOURCE, None, split, args.data, args.data_revision)
         found = read_prompts(rows, split, texts, args.limit)
         ids[split], places[split], rewards[split] = found
     tables, mixtures, dropped = {}, {}, {}
@@ -187,8 +189,7 @@ def main(argv=None) -> dict:
             seen_share=args.seen_share, unseen_share=args.unseen_share,
         )  # fmt: skip
         dropped.update({f"{name}: {reason}": n for reason, n in lost.items() if n})
-    args.out.mkdir(parents=True, exist_ok=True)
-    np.savez(
+    write_arrays(
         args.out / "rewards.npz",
         models=np.array(REWARD_MODELS),
         **{f"rows_{split}": places[split] for split in places},

@@ -10,7 +10,7 @@ both sides. Shots are counted in dialogues.
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.prepare import finish, make_parser, read_rows, start
+from experiments.prepare import finish, make_parser, pin_data, read_rows, start
 from experiments.tables import PairTable, drop_shared, stable_order
 from experiments.texts import TextIndex
 
@@ -159,6 +159,7 @@ def main(argv=None) -> dict:
     add("--seen-share", type=float, default=0.8, help="of the people")
     add("--heldout-share", type=float, default=0.5, help="of everybody's dialogues")
     args = parser.parse_args(argv)
+    pin_data(args, SOURCE)
     start(
         args,
         "prism",
@@ -168,7 +169,10 @@ def main(argv=None) -> dict:
         variants=[None],
     )
     names = ("conversations", "survey", "utterances")
-    rows = [read_rows(SOURCE, name, "train", args.data) for name in names]
+    rows = [
+        read_rows(SOURCE, name, "train", args.data, args.data_revision)
+        for name in names
+    ]
     texts, table, dropped = build(
         *rows,
         seed=args.seed,

@@ -12,7 +12,7 @@ task and are left out, unless ``--articles keep`` asks for them.
 import collections
 from collections.abc import Iterable, Mapping
 
-from experiments.prepare import finish, make_parser, read_rows, start
+from experiments.prepare import finish, make_parser, pin_data, read_rows, start
 from experiments.tables import PairTable, digest, drop_shared, stable_order
 from experiments.texts import TextIndex
 
@@ -115,6 +115,7 @@ def main(argv=None) -> dict:
     add("--min-pairs", type=int, default=1, help="fewest per worker and split")
     add("--articles", choices=("drop", "keep"), default="drop", help="news articles")
     args = parser.parse_args(argv)
+    pin_data(args, SOURCE)
     start(
         args,
         "reddit_tldr",
@@ -123,7 +124,10 @@ def main(argv=None) -> dict:
         ranks=list(range(7)),
         variants=[None],
     )
-    rows = {split: read_rows(SOURCE, CONFIG, split, args.data) for split in SPLITS}
+    rows = {
+        split: read_rows(SOURCE, CONFIG, split, args.data, args.data_revision)
+        for split in SPLITS
+    }
     texts, table, dropped = build(
         rows,
         seed=args.seed,
