@@ -50,7 +50,8 @@ def fit_marginal(
     adapted = adapt(results[at][0], prefs, prior=results[at][1])
     stops = [row for row in choice["rows"] if "num_steps" in row]
     heldout = tuple(choice["heldout"])
-    _warn_unless_it_helps(heldout)
+    if best["rank"] > 1:
+        _warn_unless_it_helps(heldout)
     return Fitted(
         params=RewardParams(basis=results[at][0], logits=jnp.asarray(adapted.logits)),
         weights=jnp.asarray(adapted.weights),

@@ -29,6 +29,7 @@ class Search:
         self.line: dict = {}
         self.first = train.first
         self.known = {_key(row): x for row, x in zip(run.rows, run.losses)}
+        self.num_known = len(run.rows)
         self.trails: dict[tuple, tuple] = {}
         for row, i in run.kept():
             self.trails[_key(row)] = run.best[2 * i], run.best[2 * i + 1]
@@ -119,7 +120,13 @@ class Search:
         return rows
 
     def keep(self, *candidates: dict) -> None:
-        """Forgets the snapshots of all other candidates."""
+        """Forgets the snapshots of all other candidates.
+
+        When resuming, the steps before the record are gone through again; what it
+        kept is needed by later ones.
+        """
+        if len(self.run.rows) == self.num_known:
+            return
         keys = {(name, *x.values()) for x in candidates for name in self.holdouts}
         self.trails = {key: x for key, x in self.trails.items() if key in keys}
         self._record()

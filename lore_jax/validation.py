@@ -16,7 +16,7 @@ import numpy as np
 from lore_jax.adapt import adapt
 from lore_jax.backend import on_threads
 from lore_jax.data import take_shots
-from lore_jax.evaluate import log_loss, macro_mean
+from lore_jax.evaluate import log_loss
 from lore_jax.floor import project_rows
 from lore_jax.splits import canonical_rows, hold_out, items_of, shares_items
 from lore_jax.types import Preferences, Prior
@@ -125,12 +125,15 @@ def _pairwise(prefs: Preferences, unit: str) -> bool:
 
 def mean_losses(losses: np.ndarray) -> np.ndarray:
     """Macro log-loss of each hold-out, float[H], of users' losses float[H, U]."""
-    return np.array([macro_mean(x) for x in losses])
+    parts = [x[~np.isnan(x)] for x in np.asarray(losses)]  # A diverged one is inf.
+    return np.array([x.mean() if x.size else np.nan for x in parts])
 
 
 def relative(losses: np.ndarray, scales: np.ndarray) -> float:
     """Mean over hold-outs of macro log-loss, each over that of a global model."""
-    return float(np.nan_to_num(np.mean(mean_losses(losses) / scales), nan=np.inf))
+    return float(
+        np.nan_to_num(np.mean(mean_losses(losses) / scales), nan=np.inf, posinf=np.inf)
+    )
 
 
 def better(losses: np.ndarray, than: np.ndarray) -> bool:

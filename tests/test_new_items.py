@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import coordinates, diagnostics
+from lore_jax import coordinates, diagnostics, starts, trainer
+from lore_jax.progress import Run
+from lore_jax.types import Ids
 
 KEY = jax.random.key(0)
 # A search over everything, and few steps: properties that hold at every step.
@@ -37,9 +39,10 @@ def make_pairs(num_rows, num_features, seed=0):
     margin = ((features[first] - features[second]) * taste.T[user]).sum(1)
     flip = margin < rng.logistic(size=300) / 2
     chosen, rejected = np.where(flip, (second, first), (first, second))
-    names = [f"item {row:03d}" for row in range(num_rows)]
+    names = np.array([f"item {row:03d}" for row in range(num_rows)])
+    sides = names[chosen], names[rejected]
     return lore.Preferences.from_pairs(
-        (features + 1).astype(np.float32), chosen, rejected, user, item_ids=names
+        (features + 1).astype(np.float32), *sides, user, item_ids=names
     )
 
 
@@ -102,7 +105,7 @@ def test_the_order_of_rows_with_names_changes_nothing(size):
     want = lore.fit(prefs, rank=2, key=KEY, config=QUICK)
     order = np.random.default_rng(1).permutation(len(table))
     other = placed(prefs, table[order], np.argsort(order))
-    ids = prefs.ids._replace(items=np.asarray(prefs.ids.items)[order])
+    ids = Ids(None, np.asarray(prefs.ids.items)[order])
     for features in (table[order], lore.data.ArraySource(table[order], 17)):
         moved = other.replace(ids=ids, features=features)
         got = lore.fit(moved, rank=2, key=KEY, config=QUICK)
@@ -111,6 +114,42 @@ def test_the_order_of_rows_with_names_changes_nothing(size):
         np.testing.assert_allclose(
             rewards_of(got, table), rewards, atol=1e-4 * np.abs(rewards).max()
         )
+
+
+@pytest.mark.parametrize("kind", ["random", "svd"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_start_does_not_depend_on_the_order_of_rows(size, kind):
+    """The sign of an eigenvector is chance."""
+    prefs = make_pairs(*SIZES[size])
+    table = np.asarray(prefs.features)
+    order = np.random.default_rng(1).permutation(len(table))
+    starts_of = []
+    for part in (prefs, placed(prefs, table[order], np.argsort(order))):
+        spectrum = coordinates.measure(part)
+        made = coordinates.make_coordinates(spectrum, 1.0, "float32", table.shape[1])
+        theta = starts.make_start(KEY, kind, part, made, 2)
+        starts_of.append(np.asarray(coordinates.basis_of(theta, made)))
+    np.testing.assert_allclose(*starts_of, atol=1e-5 * np.abs(starts_of[0]).max())
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_start_is_in_the_span_of_the_differences(number, monkeypatch):
+    monkeypatch.setattr(coordinates, "EXACT_UP_TO", 5)
+    monkeypatch.setattr(coordinates, "_LEADING", 6)
+    prefs = make_pairs(12, 40)
+    train = trainer.Trainer(prefs, (KEY, KEY), QUICK, None, Run())
+    candidate = {"rank": 2, "smoothing": 1.0, "ridge": 0.1, "tempering": 0.4}
+    state, _, _ = train("all", prefs, candidate, start=number, num_steps=0)
+    theta = np.asarray(state.theta, np.float64)
+    outside = theta - projected(theta, prefs)
+    assert np.abs(outside).max() < 1e-5 * np.abs(theta).max()
+
+
+def projected(basis, prefs):
+    """What of it lies in the span of the differences, all rows being connected."""
+    x = np.asarray(prefs.features, np.float64)
+    span = np.linalg.qr((x[1:] - x[0]).T)[0]
+    return span @ (span.T @ basis)
 
 
 @pytest.mark.parametrize("kind", ["exact", "tail"])
@@ -124,15 +163,13 @@ def test_the_basis_stays_in_the_span_of_the_differences(kind, start, monkeypatch
     prefs = make_pairs(12, 40)
     fitted = lore.fit(prefs, rank=2, key=KEY, config=config)
     basis = np.asarray(fitted.basis, np.float64)
-    x = np.asarray(prefs.features, np.float64)
-    span = np.linalg.qr((x[1:] - x[0]).T)[0]
-    outside = basis - span @ (span.T @ basis)
+    outside = basis - projected(basis, prefs)
     assert np.abs(outside).max() < 1e-4 * np.abs(basis).max()
     # It stays there whichever start is kept.
     assert fitted.history.starts is not None
 
 
-def population(num_rows, num_features, rank, seed, *, num_users=60, alike=False):
+def population(num_rows, num_features, rank, seed, *, num_users=100, alike=False):
     """(training pairs, pairs of new items) of the same users.
 
     Features have a power-law spectrum, margins a standard deviation of 2, users
@@ -146,6 +183,7 @@ def population(num_rows, num_features, rank, seed, *, num_users=60, alike=False)
     if alike:
         basis = basis[:, :1] * np.ones(rank)
     taste = basis @ weights.T
+    taste *= 2 / np.std((features - np.roll(features, 1, 0)) @ taste)
     parts = []
     for rows in (np.arange(num_rows), np.arange(num_rows, 2 * num_rows)):
         user = np.repeat(np.arange(num_users), 30)
@@ -192,7 +230,7 @@ def test_new_items_are_ranked_where_there_are_fewer_items_than_features(planted_
         float(np.nanmean(lore.accuracy(f.basis, f.weights, new)))
         for f in (personal, alone)
     ]
-    assert scores[0] > 0.58
+    assert scores[0] > 0.62
     assert scores[0] > scores[1] - 0.02
 
 
@@ -208,8 +246,8 @@ def test_a_fit_says_what_it_found_on_both_hold_outs(planted_fits):
         assert row["standard_error"] > 0
     assert rows[0]["gain"] > 2 * rows[0]["standard_error"]
     assert diagnostics.report(fitted)["heldout"] == rows
-    # One direction for all is the global model itself.
-    assert all(row["gain"] == 0 for row in alone.history.heldout)
+    # One direction for all is not better than the best of them.
+    assert all(row["gain"] <= 0 for row in alone.history.heldout)
 
 
 def test_starts_agree_at_most_fully(planted_fits):

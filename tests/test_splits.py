@@ -123,12 +123,14 @@ def test_the_order_of_pairs_and_rows_without_pairs_change_nothing(kind, unit):
 
 def permuted(prefs, order):
     """The same pairs over rows in another order, with their names."""
-    to = np.argsort(order)
     names = np.asarray([f"item {row:03d}" for row in range(200)])
-    named = [prefs.features, prefs.chosen, prefs.rejected, prefs.user]
-    first = lore.Preferences.from_pairs(*named, 30, item_ids=names)
-    named[:3] = prefs.features[order], to[prefs.chosen], to[prefs.rejected]
-    return first, lore.Preferences.from_pairs(*named, 30, item_ids=names[order])
+    sides = names[prefs.chosen], names[prefs.rejected]
+    return [
+        lore.Preferences.from_pairs(
+            prefs.features[rows], *sides, prefs.user, 30, item_ids=names[rows]
+        )
+        for rows in (np.arange(200), order)
+    ]
 
 
 @pytest.mark.parametrize("unit", ["judgements", "items"])

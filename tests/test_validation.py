@@ -128,6 +128,18 @@ def test_users_without_a_held_out_pair_have_no_say():
     assert not better(losses, than)
 
 
+def test_a_training_that_diverges_is_the_worst():
+    """For one user or for all; nothing is raised."""
+    fine = np.ones((2, 8))
+    wild = fine.copy()
+    wild[1, 3] = np.inf
+    assert relative(wild, np.ones(2)) == relative(wild * np.inf, np.ones(2)) == np.inf
+    rows = validation.rows_of([{}, {}, {}], np.stack([wild, fine, wild]), np.ones(2))
+    assert validation.choose(rows) == 1
+    curve = np.stack([fine[0] - 0.5, fine[0], wild[1]])
+    assert choose_stop([curve], np.ones(1)) == 0
+
+
 def test_anything_is_better_than_a_loss_that_is_not_finite():
     nothing = np.full((2, 8), np.nan)
     assert better(np.ones((2, 8)), nothing)
@@ -140,7 +152,7 @@ def test_anything_is_better_than_a_loss_that_is_not_finite():
     [
         ([1.0, 1.0, 1.1, 0.9], 1),
         ([3.0, -2.0, 1.0, -1.0], 2),  # Better on average, and it may be chance.
-        ([1.0, np.nan, 1.1, np.inf], 1),  # Who has nothing held out has no say.
+        ([1.0, np.nan, 1.1, np.nan], 1),  # Who has nothing held out has no say.
         ([5.0], 2),
         ([0.0, 0.0, 0.0], 2),
     ],
@@ -264,7 +276,7 @@ def test_losses_are_over_those_of_the_tuned_global_model(monkeypatch):
     np.testing.assert_allclose(made.scales, [0.5, 1.0])
     candidate = {"rank": 2, **FIRST, "ridge": 0.1}
     np.testing.assert_allclose(made.scales_of(candidate), [0.6, 1.0])
-    np.testing.assert_allclose(made.scales_of({**candidate, "rank": 1}), made.scales)
+    np.testing.assert_allclose(made.scales_of(made.line), made.scales)
     assert made.score(candidate) == pytest.approx((0.6 / 0.6 + 1.2 / 1.0) / 2)
 
 
