@@ -73,6 +73,9 @@ def test_of_several_starts_the_least_objective_is_kept(table, monkeypatch):
         found = original(self, name, prefs, candidate, **settings)
         if name == "all":
             state, metrics, _ = found
+            if settings["start"] == 3:  # Neither the first nor the last is best.
+                metrics = metrics._replace(loss=metrics.loss - 1)
+                found = state, metrics, ()
             penalty = candidate["ridge"] / 2 * float((state.theta**2).sum())
             value = 12 * float(metrics.loss[-1]) + penalty
             made = self.coordinates_of(name, prefs, candidate["smoothing"])
@@ -83,7 +86,7 @@ def test_of_several_starts_the_least_objective_is_kept(table, monkeypatch):
     monkeypatch.setattr(trainer.Trainer, "__call__", spy)
     fitted = lore.fit(table, rank=2, key=jax.random.key(1), config=config)
     best = min(ends, key=lambda start: ends[start][0])
-    assert best not in (0, 4)
+    assert best == 3
     np.testing.assert_array_equal(fitted.basis, ends[best][1])
     ends.clear()
     given = lore.fit(table, rank=2, key=KEY, config=config, init=fitted.params)
