@@ -30,8 +30,8 @@ class TrainConfig:
         stays unless another is better by two standard errors over users.
       smoothings: candidate ε of the coordinates (`coordinates`): from ∞, the embedding
         alone, to 0, item ids alone where M ≤ D; likewise.
-      temperings: candidate γ of the prior; likewise, but the least loss is taken
-        where V is given or of a published form.
+      temperings: candidate γ of the prior; likewise. Where V is given or of a published
+        form, the least γ stays unless another is better by two standard errors.
       concentrations: candidate κ of the prior; "marginal" compares ε, λ, γ and K at the
         first. With a basis that is given or of a published form, γ is compared at ∞.
       decays: candidate δ of the prior, at the chosen κ.

@@ -186,6 +186,11 @@ def rows_of(
 
 def choose(rows: list[dict]) -> int:
     """Marks the row with the least relative loss, the first of equals: its place."""
-    best = int(np.argmin([row["relative"] for row in rows]))
+    best = int(losses_of(rows).argmin())
     rows[best]["chosen"] = True
     return best
+
+
+def losses_of(rows: list[dict]) -> np.ndarray:
+    """The relative loss of every row."""
+    return np.array([row["relative"] for row in rows])
