@@ -104,7 +104,7 @@ def choose_refinement(
         tried = [{k: x[k] for k in ("concentration", "decay")} for x in settings]
         losses = np.stack(losses, axis=1)
         tried = rows_of(tried, losses, scales)
-        chosen = settings[choose(tried)]
+        chosen = settings[choose(tried, losses)]
         rows += tried
     pairs = [(rho, scale) for scale in config.margin_scales for rho in config.spreads]
     if len(pairs) > 1:
