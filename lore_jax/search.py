@@ -202,9 +202,9 @@ def tune(
 def select(search: Search, ranks: tuple[int, ...], config: TrainConfig) -> dict:
     """The candidate to train, and the global model that losses are divided by.
 
-    The global Bradley–Terry model is tuned first; as a candidate it must not lose much
-    on judgements of known items, as a yardstick it may. Then the ranks are compared at the
-    first of all settings, the settings are tuned at the best of them, and the ranks
+    The global Bradley–Terry model is tuned first. As a candidate it must not lose much
+    on judgements of known items; as a yardstick it may. Then the ranks are compared at
+    the first of all settings, the settings are tuned at the best of them, and the ranks
     are compared once more. Of ranks the least loss is taken.
     """
     first = {"rank": 1, **search.first}
