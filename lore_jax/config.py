@@ -30,7 +30,7 @@ class TrainConfig:
         ("marginal"). Of ε, λ and γ, in this order, the search goes from the first value
         towards the second while the loss falls, or else the other way. The first value
         stays unless another is better by two standard errors over users. With "both",
-        no setting may cost more than 0.7 % of log-loss on judgements of known items:
+        no setting may cost more than 0.2 % of log-loss on judgements of known items:
         of what personalisation gains there over a global model of the same ε and λ.
       smoothings: candidate ε of the coordinates (`coordinates`): from ∞, the embedding
         alone, to 0, item ids alone where M ≤ D; likewise.
@@ -58,8 +58,8 @@ class TrainConfig:
     temperature: float = 1.0
     num_atoms: int = 64
     holdout: Literal["judgements", "items", "both"] = "both"
-    smoothings: tuple[float, ...] = (0.3, 1.0, 4.0, math.inf, 0.1, 0.01)
-    ridges: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0, 5.0, 0.1, 0.05)
+    smoothings: tuple[float, ...] = (0.1, 0.3, 1.0, 4.0, math.inf, 0.01)
+    ridges: tuple[float, ...] = (0.2, 0.4, 0.8, 1.6, 3.2, 0.1, 0.05)
     temperings: tuple[float, ...] = (0.4, 0.3, 0.5, 0.2, 0.0)
     concentrations: tuple[float, ...] = (3.0, 0.3, 1.0, 10.0, 30.0, 100.0)
     decays: tuple[float, ...] = (0.0, 0.5, -0.5, 1.0, -1.0)

@@ -22,7 +22,7 @@ from lore_jax.splits import canonical_rows, hold_out, items_of, shares_items
 from lore_jax.types import Preferences, Prior
 
 # Relative log-loss on judgements of known items that may be given up for new items.
-_GIVEN_UP = 0.007
+_GIVEN_UP = 0.002
 
 
 class Validation(NamedTuple):
@@ -158,7 +158,7 @@ def better(losses: np.ndarray, than: np.ndarray) -> bool:
 
 
 def keeps_judgements(losses: np.ndarray, than: np.ndarray) -> bool:
-    """Whether judgements, the first of two hold-outs, lose at most 0.7 %."""
+    """Whether judgements, the first of two hold-outs, lose at most 0.2 %."""
     new, old = mean_losses(np.stack([losses[0], than[0]]))
     return len(losses) < 2 or not new > old * (1 + _GIVEN_UP)
 
