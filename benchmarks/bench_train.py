@@ -31,7 +31,7 @@ from jax import lax
 
 import lore_jax as lore
 from benchmarks import measure
-from lore_jax import descent, marginal, reference, whitening
+from lore_jax import coordinates, descent, marginal, reference
 from lore_jax.selection import make_atoms
 
 STEPS = 3  # iterations in one compiled program, as `fit` scans them
@@ -138,8 +138,10 @@ def iterations(prefs, rank):
     published = Iteration(trainer.init(params), problem, trainer.recipe)
     atoms = make_atoms(jax.random.key(2), rank, lore.TrainConfig().num_atoms)
     base = jnp.full(len(atoms), 1 / len(atoms))
-    scale = whitening.whiten(prefs, jnp.float32)
-    problem = marginal.make_problem(prefs, atoms, base, scale)
+    made = coordinates.make_coordinates(
+        coordinates.measure(prefs), 1.0, jnp.float32, prefs.num_features
+    )
+    problem = marginal.make_problem(prefs, atoms, base, made)
     optimiser = marginal.make_optimiser(0.03, 1000)
     settings = marginal.Settings(*map(jnp.float32, (1e-3, 0.3, 1.0, 1.0, 500.0)))
     state = marginal.init(jax.random.key(3), problem, 0.1, optimiser)

@@ -134,8 +134,9 @@ def split_votes(
     """
     _checks.host_floats([heldout], 1, "heldout", 0.0, 1.0)
     user = _checks.host_indices(user, num_users, "user", f"num_users is {num_users}")
-    of = f"features has M={features.shape[0]} rows"
-    item, vote = _checks.host_indices(item, len(features), "item", of), np.asarray(vote)
+    num_rows = features.shape[0]
+    of = f"features has M={num_rows} rows"
+    item, vote = _checks.host_indices(item, num_rows, "item", of), np.asarray(vote)
     seeds = np.random.SeedSequence(seed).generate_state(4)
     groups = split_users(num_users, share=unseen, seed=seeds[0])
     if not len(groups[1]):
@@ -146,7 +147,7 @@ def split_votes(
     if holdout == "judgements":
         tested = draw.random(len(user)) < heldout
     else:
-        tested = (draw.random(len(features)) < heldout)[item]
+        tested = (draw.random(num_rows) < heldout)[item]
     parts = []
     for side, limit, part_seed in (
         (~tested, max_training, seeds[2]),

@@ -42,7 +42,8 @@ def fit_marginal(
     choice = run.choice
     best = choice["candidate"]
     thetas, log_weights, metrics = _train_on_all(train, prefs, best, choice, run)
-    results = [train.result("all", *x, best) for x in zip(thetas, log_weights)]
+    trained = zip(thetas, log_weights)
+    results = [train.result("all", prefs, *x, best) for x in trained]
     results = [(v, with_settings(prior, choice["settings"])) for v, prior in results]
     at = int(run.finished[0].argmin())
     weights = [np.asarray(adapt(v, prefs, prior=prior).weights) for v, prior in results]

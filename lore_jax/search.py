@@ -89,6 +89,9 @@ class Search:
 
     def curves(self, candidate: dict) -> list[np.ndarray]:
         """Users' losses float[S, U] on each hold-out after each tenth of the steps."""
+        for name in self.holdouts:  # `results` asks for them again.
+            self.trails[name, *candidate.values()] = self._trail(name, candidate)
+        self._record()
         return [
             self._curve(name, candidate, self._trail(name, candidate))
             for name in self.holdouts
@@ -97,7 +100,7 @@ class Search:
     def results(self, candidate: dict, stop: int) -> list[tuple]:
         """(V, prior) of its training for each hold-out, at a snapshot."""
         return [
-            self.train.result(name, trail[0][stop], trail[1][stop], candidate)
+            self._result(name, trail[0][stop], trail[1][stop], candidate)
             for name in self.holdouts
             for trail in [self._trail(name, candidate)]
         ]
@@ -137,8 +140,12 @@ class Search:
 
     def _curve(self, name: str, candidate: dict, trail) -> np.ndarray:
         pairs = zip(*trail, strict=True)
-        results = [self.train.result(name, v, pi, candidate) for v, pi in pairs]
+        results = [self._result(name, v, pi, candidate) for v, pi in pairs]
         return self.holdouts[name].curve(*zip(*results, strict=True))
+
+    def _result(self, name: str, theta, log_weights, candidate: dict) -> tuple:
+        pairs = self.holdouts[name].training
+        return self.train.result(name, pairs, theta, log_weights, candidate)
 
     def _compile(self, name: str, candidate: dict) -> None:
         split = self.holdouts[name]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from lore_jax.coordinates import Coordinates, basis_of, slope_of
 from lore_jax.floor import back_project_rows, project_rows
@@ -35,7 +36,11 @@ def make_start(
       rank: K.
     """
     size, dtype = coordinates.size, coordinates.gains.dtype
-    normal = jax.random.normal(key, (size, rank), dtype)
+    shape = coordinates.directions.shape[0], rank
+    normal = jax.random.normal(key, shape, dtype)
+    if coordinates.tail is None:  # The sign and the order of a direction are chance.
+        directions = coordinates.directions.T
+        normal = jnp.matmul(directions, normal, precision=lax.Precision.HIGHEST)
     num_users = (np.asarray(prefs.counts) > 0).sum()
     if kind == "random" or min(size, num_users) < rank:
         return _SPREAD * normal

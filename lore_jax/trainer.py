@@ -87,7 +87,9 @@ class Trainer:
             problem = self.problems[name, rank].replace(coordinates=made)
             place = (name, rank, candidate["smoothing"], start)
             if place not in self.starts:
-                self.starts[place] = np.asarray(self.start(prefs, made, rank, start))
+                theta = self.start(prefs, made, rank, start)
+                theta = coordinates.in_span(theta, self.spectra[name])
+                self.starts[place] = np.asarray(theta)
         theta = jnp.array(self.starts[place])  # A copy: the state is donated.
         steps = config.num_steps
         numbers = candidate["ridge"], candidate["tempering"], config.temperature
@@ -140,9 +142,15 @@ class Trainer:
         key = jax.random.fold_in(key, number) if number else key
         return make_start(key, kind, prefs, made, rank)
 
-    def result(self, name, theta, log_weights, candidate) -> tuple[jax.Array, Prior]:
-        """(V, the prior with the first κ and δ) of a trained candidate."""
-        made = self.coordinates[name, candidate["smoothing"]]
+    def result(
+        self, name: str, prefs: Preferences, theta, log_weights, candidate: dict
+    ) -> tuple[jax.Array, Prior]:
+        """(V, the prior with the first κ and δ) of a trained candidate.
+
+        What a record brings was trained by another process, so that its coordinates
+        may still have to be measured.
+        """
+        made = self.coordinates_of(name, prefs, candidate["smoothing"])
         basis = coordinates.basis_of(jnp.asarray(theta), made)
         basis = coordinates.in_span(basis, self.spectra[name])
         return basis, self.prior(log_weights, candidate)

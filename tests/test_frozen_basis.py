@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import selection
+from lore_jax import validation
 
 KEY = jax.random.key(0)
 CONFIG = lore.TrainConfig(concentrations=(3.0, 30.0), spreads=(0.1,))
@@ -85,13 +85,13 @@ def test_twice_the_share_is_held_out_where_only_the_prior_is_learned(
     scored, monkeypatch
 ):
     seen = []
-    original = selection.hold_out
+    original = validation.hold_out
 
     def spy(prefs, **settings):
         seen.append(original(prefs, **settings))
         return seen[-1]
 
-    monkeypatch.setattr(selection, "hold_out", spy)
+    monkeypatch.setattr(validation, "hold_out", spy)
     lore.fit(scored[0], rank=K, key=KEY, basis=np.eye(K), config=CONFIG)
     [held] = seen
     used = held.heldout.num_pairs + held.training.num_pairs

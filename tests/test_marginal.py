@@ -7,6 +7,7 @@ import pytest
 
 import lore_jax as lore
 from lore_jax import buckets, marginal, selection
+from lore_jax.coordinates import Coordinates
 
 RANK, TEMPERATURE, GAMMA = 3, 2.0, 0.4
 
@@ -47,7 +48,9 @@ def floor(proj, prefs):
     """The same by `marginal`, and the atoms and weights that it used."""
     atoms = selection.make_atoms(jax.random.key(0), RANK, 12)
     base = jnp.full(len(atoms), 1 / len(atoms))
-    problem = marginal.make_problem(prefs, atoms, base, jnp.float32(1.0))
+    size = prefs.num_features
+    coordinates = Coordinates(jnp.eye(size), jnp.ones(size))
+    problem = marginal.make_problem(prefs, atoms, base, coordinates)
     settings = marginal.Settings(*map(jnp.float32, (0.2, GAMMA, TEMPERATURE, 1, 1)))
     optimiser = marginal.make_optimiser(0.3, 8)
     state = marginal.init(jax.random.key(1), problem, 0.1, optimiser)

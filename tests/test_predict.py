@@ -7,7 +7,8 @@ import pytest
 
 import lore_jax as lore
 from lore_jax import predict, selection
-from lore_jax.selection import choose_refinement, make_validation
+from lore_jax.selection import choose_refinement, with_settings
+from lore_jax.validation import make_holdouts
 
 RANK = 3
 
@@ -37,6 +38,18 @@ def seen(make_preferences):
 @pytest.fixture(scope="module")
 def new(make_preferences):
     return make_preferences(num_pairs=90, seed=3)
+
+
+def hold_out(prefs):
+    """A third of the judgements, by the key of these tests."""
+    return make_holdouts(prefs, jax.random.key(0), 0.3, "judgements")["judgements"]
+
+
+def refine(validation, basis, prior, config):
+    """(the prior with the chosen settings, a row per candidate) on one hold-out."""
+    results = [(basis, prior)]
+    settings, rows = choose_refinement([validation], results, np.ones(1), config)
+    return with_settings(prior, settings), rows
 
 
 def user_pairs(prefs, basis, u, temperature=2.0):
@@ -212,9 +225,9 @@ def few_pairs():
 def test_integrating_beats_plugging_in(few_pairs):
     prior, truth, seen, new, pairs, others = few_pairs
     eye = np.eye(5, dtype=np.float32)
-    validation = make_validation(others, jax.random.key(0), 0.3)
+    validation = hold_out(others)
     config = lore.TrainConfig(concentrations=(10.0,), decays=(0.0,))
-    learned, rows = choose_refinement(validation, eye, prior, config)
+    learned, rows = refine(validation, eye, prior, config)
     assert learned.spread > 0
     assert sum(row["chosen"] for row in rows) == 1
 
@@ -234,12 +247,12 @@ def test_integrating_beats_plugging_in(few_pairs):
 def test_a_shrunk_basis_is_made_as_sure_as_it_should_be(few_pairs):
     prior, truth, seen, new, pairs, others = few_pairs
     shrunk = 0.5 * np.eye(5, dtype=np.float32)
-    validation = make_validation(others, jax.random.key(0), 0.3)
+    validation = hold_out(others)
     grids = dict(concentrations=(10.0,), decays=(0.0,), spreads=(0.0, 1.0))
     losses = {}
     for scales in ((1.0,), (1.0, 1.2, 1.5)):
         config = lore.TrainConfig(**grids, margin_scales=scales)
-        learned, _ = choose_refinement(validation, shrunk, prior, config)
+        learned, _ = refine(validation, shrunk, prior, config)
         p = predict.predict_proba(shrunk, seen, learned, pairs)
         p = np.clip(p.reshape(300, 100).astype(float), 1e-9, 1 - 1e-9)
         losses[scales] = oracle.expected_log_loss(truth, new, p)
@@ -252,7 +265,7 @@ def test_the_first_spread_is_kept_unless_another_is_surely_better(
     few_pairs, monkeypatch, sure
 ):
     prior, *_, others = few_pairs
-    validation = make_validation(others, jax.random.key(0), 0.3)
+    validation = hold_out(others)
     users = len(validation.heldout.counts)
     gain = np.full(users, 0.1) if sure else np.eye(users)[0]
 
@@ -263,7 +276,7 @@ def test_the_first_spread_is_kept_unless_another_is_surely_better(
     monkeypatch.setattr(selection, "spread_losses", losses)
     config = lore.TrainConfig(concentrations=(10.0,), decays=(0.0,))
     eye = np.eye(5, dtype=np.float32)
-    learned, rows = choose_refinement(validation, eye, prior, config)
+    learned, rows = refine(validation, eye, prior, config)
     assert float(learned.spread) == pytest.approx(0.05 if sure else 0.1)
     assert [i for i, row in enumerate(rows) if row["chosen"]] == [2 if sure else 0]
 

@@ -12,7 +12,8 @@ from jax.test_util import check_grads
 import lore_jax as lore
 from lore_jax.adapt import adapt_users
 from lore_jax.floor import chunks
-from lore_jax.selection import choose_refinement, learn_prior, make_validation
+from lore_jax.selection import choose_refinement, learn_prior
+from lore_jax.validation import make_holdouts
 
 
 def stacked(z):
@@ -55,16 +56,17 @@ def test_the_pull_is_learned_to_fade_where_atoms_are_far_apart():
     rng = np.random.default_rng(8)
     prior = oracle.drawn_prior(rng, 1.0, 5, num_atoms=9)
     _, z, _ = oracle.population(rng, 1.0, 5, 50, 150, new_pairs=0)
-    validation = make_validation(stacked(z), jax.random.key(0), 0.3)
+    held = make_holdouts(stacked(z), jax.random.key(0), 0.3, "judgements")
+    splits, results = list(held.values()), [(np.eye(5), prior)]
     decays = (0.0, 0.5, -0.5)
     config = lore.TrainConfig(
         concentrations=(10.0,), decays=decays, spreads=(0.0,), margin_scales=(1.0,)
     )
-    chosen, rows = choose_refinement(validation, np.eye(5), prior, config)
+    chosen, rows = choose_refinement(splits, results, np.ones(1), config)
     assert [row["decay"] for row in rows] == list(decays)
-    assert chosen.decay == 0.5
-    untold, rows = choose_refinement(None, np.eye(5), prior, config)
-    assert untold.decay == 0
+    assert chosen["decay"] == 0.5
+    untold, rows = choose_refinement((), (), np.ones(0), config)
+    assert untold["decay"] == 0
     assert rows == []
 
 

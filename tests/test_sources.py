@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import whitening
+from lore_jax import coordinates
 
 KEY = jax.random.key(0)
 BLOCK = 16
-ONE = dict(ridges=(0.2,), temperings=(0.4,), concentrations=(3.0,), spreads=(0.1,))
+ONE = dict(
+    smoothings=(1.0,),
+    ridges=(0.2,),
+    temperings=(0.4,),
+    concentrations=(3.0,),
+    decays=(0.0,),
+    spreads=(0.1,),
+    margin_scales=(1.0,),
+)
 RECIPES = {
     "default": lore.TrainConfig(num_steps=6, **{**ONE, "ridges": (0.2, 0.05)}),
     "joint": dataclasses.replace(
@@ -83,36 +91,43 @@ def test_a_few_steps_from_a_memory_map_are_those_in_memory(table, name, tmp_path
     assert_close(here, there, 1e-4)
     rows = [[r["log_loss"] for r in f.history.selection] for f in (here, there)]
     np.testing.assert_allclose(*rows, rtol=1e-4)
-    # Two candidates, and all pairs twice, or once by a published recipe. The
-    # coordinates (3), one validation each (1), curve, κ and ρ, weights: once each, and
-    # once to see that all is finite. Singular directions are 13 reads, for the
-    # candidates and for all pairs.
+    # Two λ at ranks 1 and 2 on two hold-outs, with a loss each, and all pairs twice, or
+    # once by a published recipe. Singular directions are 13 reads, of each rank on each
+    # hold-out and of all pairs; coordinates are 2 each.
     default = name == "default"
-    expected = 2 * (2 * 6 + 2 * len(there.history.loss)) + 2 * 13 if default else 2 * 6
+    trained = 2 * 2 * 2 * (2 * 6 + 1) + 2 * 2 * len(there.history.loss)
+    expected = trained + 5 * 13 + 3 * 2 if default else 2 * 6
     assert len(set(source.reads)) == 1
-    assert 0 <= source.reads[0] - expected <= (11 if default else 4)
+    # Curves on both hold-outs, both starts' weights, how much they agree, the weights
+    # of the chosen one, and once to see that all is finite.
+    assert 0 <= source.reads[0] - expected <= (7 if default else 4)
 
 
 def test_coordinates_are_those_in_memory(table, monkeypatch):
-    """Whitened by columns or by rows, of responses or differences, or only scaled."""
+    """From columns or rows, of responses or differences, with a tail and without."""
     x = table.features[table.chosen] - table.features[table.rejected]
     differences = table.replace(features=x, chosen=np.arange(144), rejected=None)
     wide = np.random.default_rng(2).normal(size=(45, 60)).astype(np.float32) + 1
     wide = table.replace(features=wide)
+    monkeypatch.setattr(coordinates, "_LEADING", 3)
     for prefs, limit in ((table, 1024), (differences, 1024), (wide, 1024), (table, 5)):
-        monkeypatch.setattr(whitening, "WHITEN_UP_TO", limit)
-        want = np.asarray(whitening.whiten(prefs, np.float32))
-        rank = min(prefs.features.shape) - (prefs is wide)
-        assert want.shape == (() if limit == 5 else (prefs.num_features, rank))
+        monkeypatch.setattr(coordinates, "EXACT_UP_TO", limit)
+        want = coordinates.measure(prefs)
+        rank = 3 if limit == 5 else min(prefs.features.shape) - (prefs is wide)
+        assert want.directions.shape == (prefs.num_features, rank)
+        assert (want.tail is None) == (limit > 5)
         for rows in (BLOCK, 7):
             source = lore.data.ArraySource(prefs.features, rows)
-            got = whitening.whiten(prefs.replace(features=source), np.float32)
-            np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+            got = coordinates.measure(prefs.replace(features=source))
+            for a, b in zip(got, want, strict=True):
+                if b is not None:
+                    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_scaled_tables_are_trained_on_alike(table, monkeypatch):
-    """Where the coordinates are only scaled, and features already are differences."""
-    monkeypatch.setattr(whitening, "WHITEN_UP_TO", 5)
+def test_tables_with_a_tail_are_trained_on_alike(table, monkeypatch):
+    """Where few directions are decomposed, and features already are differences."""
+    monkeypatch.setattr(coordinates, "EXACT_UP_TO", 5)
+    monkeypatch.setattr(coordinates, "_LEADING", 3)
     x = table.features[table.chosen] - table.features[table.rejected]
     prefs = table.replace(features=x, chosen=np.arange(144), rejected=None)
     source = prefs.replace(features=lore.data.ArraySource(x, BLOCK))

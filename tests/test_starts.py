@@ -1,4 +1,4 @@
-"""The start from singular directions against a dense SVD; coordinates that whiten."""
+"""The start from singular directions against a dense SVD, and who starts where."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import search, starts, whitening
+from lore_jax import coordinates, starts, trainer
+from lore_jax.coordinates import Coordinates
 from lore_jax.progress import Run
-from lore_jax.selection import make_validation
+from lore_jax.validation import make_holdouts
 
 KEY = jax.random.key(0)
+SCALED = Coordinates(jnp.eye(8), jnp.full(8, 0.1))
+
+
+def made_of(prefs, smoothing=1.0):
+    spectrum = coordinates.measure(prefs)
+    return coordinates.make_coordinates(spectrum, smoothing, jnp.float32, 8)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +57,13 @@ def mean_differences(prefs):
 
 @pytest.mark.parametrize("kind", ["host", "device", "source"])
 def test_directions_are_those_of_a_dense_svd(prefs, kind):
-    scale = jnp.asarray(0.1, jnp.float32)
     start = jax.random.normal(KEY, (8, 3))
     means = mean_differences(prefs)
     table = np.asarray(prefs.features)
     made = {"host": np.asarray, "device": jnp.asarray}
     made["source"] = lambda table: lore.data.ArraySource(table, 25)
     prefs = prefs.replace(features=made[kind](table))
-    got = starts.singular_directions(start, prefs, scale)
+    got = starts.singular_directions(start, prefs, SCALED)
     want = np.linalg.svd(means)[2][:3].T
     np.testing.assert_allclose(got.T @ got, np.eye(3), atol=1e-5)
     np.testing.assert_allclose(np.abs(np.sum(got * want, 0)), 1, atol=1e-3)
@@ -67,9 +73,9 @@ def test_directions_are_those_of_a_dense_svd(prefs, kind):
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_columns_are_a_simplex_around_the_population(prefs, rank):
-    coordinates = whitening.whiten(prefs, jnp.float32)
-    theta = starts.make_start(KEY, "svd", prefs, coordinates, rank)
-    assert theta.shape == (coordinates.shape[1], rank)
+    made = made_of(prefs)
+    theta = starts.make_start(KEY, "svd", prefs, made, rank)
+    assert theta.shape == (8, rank)
     theta = np.asarray(theta, np.float64)
     spread = theta - theta.mean(1, keepdims=True)
     gram = spread.T @ spread / (0.3**2 * len(theta))
@@ -77,67 +83,63 @@ def test_columns_are_a_simplex_around_the_population(prefs, rank):
     want = np.full((rank, rank), off) + (1 - off) * np.eye(rank)
     np.testing.assert_allclose(gram, want if rank > 1 else 0, atol=1e-4)
     np.testing.assert_allclose(spread.T @ theta.mean(1), 0, atol=1e-4)
-    margins = mean_differences(prefs) @ np.asarray(coordinates) @ theta.mean(1)
-    assert margins.sum() > 0
+    basis = np.asarray(coordinates.basis_of(jnp.asarray(theta, jnp.float32), made))
+    assert (mean_differences(prefs) @ basis.mean(1)).sum() > 0
 
 
 @pytest.mark.parametrize(("rank", "users"), [(9, range(41)), (3, (0, 1, 40))])
 def test_without_room_for_a_simplex_the_start_is_random(prefs, rank, users):
     """The last user has no pair."""
     some = lore.data.take_users(prefs, np.array(users))
-    scale = jnp.asarray(0.1, jnp.float32)
-    kinds = (starts.make_start(KEY, k, some, scale, rank) for k in ("svd", "random"))
+    kinds = (starts.make_start(KEY, k, some, SCALED, rank) for k in ("svd", "random"))
     np.testing.assert_array_equal(*kinds)
-
-
-def test_whitened_differences_have_unit_norm_and_columns_equal_variance(prefs):
-    matrix = np.asarray(whitening.whiten(prefs, jnp.float32), np.float64)
-    x = np.asarray(prefs.features, np.float64) @ matrix
-    z = x[prefs.chosen] - x[prefs.rejected]
-    assert np.sqrt((z**2).sum(1).mean()) == pytest.approx(1, rel=1e-4)
-    covariance = np.cov(x.T)
-    np.testing.assert_allclose(
-        covariance, np.eye(8) * covariance[0, 0], atol=1e-5 * covariance[0, 0] * 100
-    )
 
 
 def test_the_config_says_which_start_and_the_others_are_random(prefs):
     keys = KEY, jax.random.key(1)
     theta = []
     for kind in ("random", "svd"):
-        trainer = search.Trainer(prefs, keys, lore.TrainConfig(start=kind), None, Run())
-        theta.append(trainer.start(prefs, 2, 0))
-        want = starts.make_start(keys[1], kind, prefs, trainer.whitening, 2)
+        config = lore.TrainConfig(start=kind)
+        train = trainer.Trainer(prefs, keys, config, None, Run())
+        made = train.coordinates_of("all", prefs, 1.0)
+        theta.append(train.start(prefs, made, 2, 0))
+        want = starts.make_start(keys[1], kind, prefs, made, 2)
         np.testing.assert_array_equal(theta[-1], want)
-        again = trainer.start(prefs, 2, 1)
+        again = train.start(prefs, made, 2, 1)
         key = jax.random.fold_in(keys[1], 1)
-        want = starts.make_start(key, "random", prefs, trainer.whitening, 2)
+        want = starts.make_start(key, "random", prefs, made, 2)
         np.testing.assert_array_equal(again, want)
     assert not np.allclose(*theta)
 
 
 def test_what_is_held_out_has_no_part_in_the_start(prefs, monkeypatch):
     seen = []
-    original = search.make_start
+    original = trainer.make_start
 
-    def spy(key, kind, part, *rest):
-        seen.append((kind, part.num_pairs))
-        return original(key, kind, part, *rest)
+    def spy(key, kind, part, made, rank):
+        seen.append((kind, rank, part.num_pairs))
+        return original(key, kind, part, made, rank)
 
-    monkeypatch.setattr(search, "make_start", spy)
-    config = lore.TrainConfig(num_steps=1, ridges=(0.2,), temperings=(0.2, 0.3))
+    monkeypatch.setattr(trainer, "make_start", spy)
+    one = dict(smoothings=(1.0,), ridges=(0.2,))
+    config = lore.TrainConfig(num_steps=1, temperings=(0.2, 0.3), **one)
     lore.fit(prefs, rank=2, key=KEY, config=config)
-    held = make_validation(prefs, jax.random.split(KEY, 3)[2], config.validation_share)
-    assert seen[0] == ("svd", held.training.num_pairs)
-    # These two are made by threads, in any order.
-    assert sorted(seen[1:]) == [("random", prefs.num_pairs), ("svd", prefs.num_pairs)]
+    key = jax.random.split(KEY, 3)[2]
+    held = make_holdouts(prefs, key, config.validation_share, "both")
+    assert set(held) == {"judgements", "items"}
+    sizes = [x.training.num_pairs for x in held.values()]
+    # The global model and K = 2 on each; threads make them in any order.
+    want = [("svd", rank, size) for rank in (1, 2) for size in sizes]
+    assert sorted(seen[:4]) == sorted(want)
+    want = [("random", 2, prefs.num_pairs), ("svd", 2, prefs.num_pairs)]
+    assert sorted(seen[4:]) == want
 
 
 def test_candidates_are_compared_at_the_first_pull(prefs):
     config = lore.TrainConfig(concentrations=(7.0, 1.0), decays=(-0.25, 0.0))
-    trainer = search.Trainer(prefs, (KEY, KEY), config, None, Run())
-    theta = trainer.start(prefs, 2, 0)
-    candidate = {"rank": 2, "ridge": 0.1, "tempering": 0.3}
-    _, prior = trainer.result(theta, np.zeros(66, np.float32), candidate)
+    train = trainer.Trainer(prefs, (KEY, KEY), config, None, Run())
+    theta = train.start(prefs, train.coordinates_of("all", prefs, 1.0), 2, 0)
+    candidate = {"rank": 2, "smoothing": 1.0, "ridge": 0.1, "tempering": 0.3}
+    _, prior = train.result("all", prefs, theta, np.zeros(66, np.float32), candidate)
     got = prior.concentration, prior.decay, prior.tempering
     np.testing.assert_allclose(got, (7.0, -0.25, 0.3))

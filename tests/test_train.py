@@ -13,13 +13,15 @@ import lore_jax as lore
 from lore_jax import (
     backend,
     buckets,
+    coordinates,
     descent,
     marginal,
     progress,
+    recipe,
     reference,
-    search,
     selection,
-    whitening,
+    trainer,
+    validation,
 )
 
 KEY = jax.random.key(0)
@@ -65,7 +67,7 @@ def test_deterministic_for_a_key_and_compiled_once(table, quick, compilations):
 
 def test_of_several_starts_the_least_objective_is_kept(table, monkeypatch):
     config, ends = dataclasses.replace(QUICK, num_starts=5, start="random"), {}
-    original = search.Trainer.__call__
+    original = trainer.Trainer.__call__
 
     def spy(self, name, prefs, candidate, **settings):
         found = original(self, name, prefs, candidate, **settings)
@@ -73,36 +75,37 @@ def test_of_several_starts_the_least_objective_is_kept(table, monkeypatch):
             state, metrics, _ = found
             penalty = candidate["ridge"] / 2 * float((state.theta**2).sum())
             value = 12 * float(metrics.loss[-1]) + penalty
-            ends[settings["start"]] = value, np.array(state.theta)
+            made = self.coordinates_of(name, prefs, candidate["smoothing"])
+            basis = coordinates.basis_of(state.theta, made)
+            ends[settings["start"]] = value, np.array(basis)
         return found
 
-    monkeypatch.setattr(search.Trainer, "__call__", spy)
+    monkeypatch.setattr(trainer.Trainer, "__call__", spy)
     fitted = lore.fit(table, rank=2, key=jax.random.key(1), config=config)
     best = min(ends, key=lambda start: ends[start][0])
     assert best not in (0, 4)
-    theta = ends[best][1]
-    whitening_of = whitening.whiten(table, np.float32)
-    np.testing.assert_array_equal(fitted.basis, whitening.basis_of(theta, whitening_of))
+    np.testing.assert_array_equal(fitted.basis, ends[best][1])
     ends.clear()
     given = lore.fit(table, rank=2, key=KEY, config=config, init=fitted.params)
     assert list(ends) == [0]
     assert given.history.loss.size
 
 
-def test_the_fit_stops_where_held_out_judgements_are_surely_better(monkeypatch):
+def test_the_fit_stops_where_held_out_pairs_say_so(monkeypatch):
     """200 people with pairs of their own: 60 free directions over-fit."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 6, 60)).astype(np.float32)
     x *= np.where(rng.random((200, 6)) < 1 / (1 + np.exp(-x[..., 0])), 1, -1)[..., None]
-    few = dict(num_steps=40, ridges=(1e-3,), temperings=(0.0,))
+    few = dict(num_steps=40, smoothings=(0.1,), ridges=(1e-3,), temperings=(0.0,))
     config, refined = dataclasses.replace(QUICK, **few), []
-    original = search.choose_refinement
+    original = recipe.choose_refinement
 
-    def spy(validation, basis, prior, config):
-        refined.append(validation.loss(basis, [prior])[0])
-        return original(validation, basis, prior, config)
+    def spy(holdouts, results, scales, config):
+        losses = [x.loss(v, [p])[0] for x, (v, p) in zip(holdouts, results)]
+        refined.append(np.mean([lore.evaluate.macro_mean(x) for x in losses]))
+        return original(holdouts, results, scales, config)
 
-    monkeypatch.setattr(search, "choose_refinement", spy)
+    monkeypatch.setattr(recipe, "choose_refinement", spy)
     prefs = lore.Preferences.from_ragged(list(x.astype(np.float32)))
     fitted = lore.fit(prefs, rank=2, key=KEY, config=config)
     curve, steps = fitted.history.validation, fitted.history.validation_steps
@@ -139,33 +142,15 @@ def test_trainings_run_at_the_same_time_unless_recorded(table, monkeypatch):
         (table, told, alone),
         (source, progress.Run(), alone),
     ):
-        trainer = search.Trainer(prefs, (KEY, KEY), QUICK, None, run)
-        assert list(trainer.each(function, range(2))) == [0, 1]
+        train = trainer.Trainer(prefs, (KEY, KEY), QUICK, None, run)
+        assert list(train.each(function, range(2))) == [0, 1]
 
 
 def test_a_dip_within_the_noise_stops_nothing(table):
-    few = dict(num_steps=40, ridges=(1e-3,), temperings=(0.0,))
+    few = dict(num_steps=40, smoothings=(0.1,), ridges=(1e-3,), temperings=(0.0,))
     fitted = lore.fit(table, rank=2, key=KEY, config=dataclasses.replace(QUICK, **few))
     assert fitted.history.validation.argmin() < 9
     assert len(fitted.history.loss) == 40
-
-
-@pytest.mark.parametrize(
-    ("gains", "row"),
-    [
-        ([1.0, 1.0, 1.1, 0.9], 1),  # sure
-        ([3.0, -2.0, 1.0, -1.0], 2),  # better on average, and it may be chance
-        ([1.0, np.nan, 1.1, np.inf], 1),  # who has nothing held out has no say
-        ([5.0], 2),  # one user is no evidence
-        ([0.0, 0.0, 0.0], 2),
-    ],
-)
-def test_a_sooner_stop_must_be_better_by_two_standard_errors(gains, row):
-    end = np.full(len(gains), 2.0)
-    losses = np.stack([end + 1, end - gains, end])
-    assert selection.choose_stop(losses) == row
-    # A training that ends in NaN is judged by what was finite before.
-    assert selection.choose_stop(np.stack([*losses, end * np.nan])) == row
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
@@ -222,10 +207,13 @@ def test_what_comes_back_fits_together(table, quick):
     assert [{"num_steps": len(quick.history.loss)}] == stop
 
 
+LOSSES = {"log_loss", "relative", "judgements", "items", "chosen"}
+
+
 def chosen_rows(fitted):
     """The chosen row of each stage of the selection, without its loss."""
     return [
-        {name: x for name, x in row.items() if name not in ("log_loss", "chosen")}
+        {name: x for name, x in row.items() if name not in LOSSES}
         for row in fitted.history.selection
         if row["chosen"]
     ]
@@ -234,25 +222,31 @@ def chosen_rows(fitted):
 def test_each_stage_of_the_selection_has_one_winner(fitted):
     stages = {}
     for row in fitted.history.selection:
-        names = frozenset(row) - {"log_loss", "chosen"}
+        names = frozenset(row) - LOSSES
         stages.setdefault(names, []).append(row)
-    assert stages
+    assert len(stages) == 4
     for names, rows in stages.items():
         assert len(rows) > 1
-        assert sum(row["chosen"] for row in rows) == 1
-        chosen = next(row for row in rows if row["chosen"])["log_loss"]
-        if names & {"tempering", "spread"}:  # The first, or one surely better.
-            assert chosen <= rows[0]["log_loss"]
-        elif "num_steps" in names:  # The last, unless another is surely better.
-            assert chosen <= rows[-1]["log_loss"]
+        # κ is chosen, then δ at that κ.
+        times = 2 if "concentration" in names else 1
+        assert sum(row["chosen"] for row in rows) == times
+        *_, chosen = (row for row in rows if row["chosen"])
+        if "rank" in names:  # The first of this rank, or a better one.
+            mine = [row for row in rows if row["rank"] == chosen["rank"]]
+            assert chosen["log_loss"] <= mine[0]["log_loss"]
+            assert {row["rank"] for row in rows} == {1, 2}
+        elif "spread" in names:
+            assert chosen["relative"] <= rows[0]["relative"]
+        elif "num_steps" in names:  # The last, unless another is better.
+            assert chosen["relative"] <= rows[-1]["relative"]
         else:
-            assert chosen == min(row["log_loss"] for row in rows)
+            assert chosen["relative"] == min(row["relative"] for row in rows)
         assert all(0 < row["log_loss"] < 2 for row in rows)
 
 
 def test_what_was_chosen_is_what_the_prior_holds(fitted):
     merged = {name: x for row in chosen_rows(fitted) for name, x in row.items()}
-    for name in {"concentration", "tempering"} & set(merged):
+    for name in ("concentration", "decay", "tempering", "spread", "margin_scale"):
         np.testing.assert_allclose(getattr(fitted.prior, name), merged[name], rtol=1e-6)
 
 
@@ -285,24 +279,24 @@ def test_names_travel_with_a_fit(fitted):
 
 
 def test_validation_never_splits_random_pairs(table, monkeypatch):
-    """What is selected on holds no judgement that was learned from."""
-    seen = []
-    original = selection.hold_out
+    """What is selected on holds no judgement, or no item, that was learned from."""
+    seen = {}
+    original = validation.hold_out
 
     def spy(prefs, **settings):
         held = original(prefs, **settings)
-        seen.append(held)
+        seen[settings["unit"]] = held
         return held
 
-    monkeypatch.setattr(selection, "hold_out", spy)
+    monkeypatch.setattr(validation, "hold_out", spy)
     lore.fit(table, rank=2, key=KEY, config=QUICK)
-    assert seen
-    for held in seen:
+    assert list(seen) == ["judgements", "items"]
+    for unit, held in seen.items():
         assert held.training.num_pairs
         assert held.heldout.num_pairs
         sides = [
             {
-                (int(u), int(row))
+                (int(u) if unit == "judgements" else 0, int(row))
                 for rows in (part.chosen, part.rejected)
                 for u, row in zip(part.user, rows, strict=True)
             }
@@ -319,7 +313,7 @@ def test_of_the_pairs_in_use_the_share_is_held_out(make_preferences, kind):
         many = many.replace(chosen=np.arange(6000), rejected=None)
     if kind == "groups":
         many = many.replace(group=np.arange(6000) // 3)
-    held = selection.make_validation(many, KEY, 0.15)
+    held = validation.make_holdouts(many, KEY, 0.15, "judgements")["judgements"]
     sizes = held.heldout.num_pairs, held.training.num_pairs
     assert sizes[0] / sum(sizes) == pytest.approx(0.15, abs=0.02)
     used = {"table": (3000, 4000), "own rows": (5700, 5999)}
@@ -330,7 +324,7 @@ def test_of_the_pairs_in_use_the_share_is_held_out(make_preferences, kind):
 def test_selection_ignores_what_only_a_leak_could_use(monkeypatch):
     """Each candidate is trained without the held-out judgements."""
     trained, compared = [], []
-    original = selection.Validation.loss
+    original = validation.Validation.loss
 
     def spy(self, basis, priors, *shots):
         priors = list(priors)
@@ -338,7 +332,7 @@ def test_selection_ignores_what_only_a_leak_could_use(monkeypatch):
         compared.append(self.heldout)
         return original(self, basis, priors, *shots)
 
-    monkeypatch.setattr(selection.Validation, "loss", spy)
+    monkeypatch.setattr(validation.Validation, "loss", spy)
     parts = np.random.default_rng(0).normal(size=(8, 12, 4)).astype(np.float32)
     group = np.tile(np.repeat(np.arange(4), 3), 8) + 4 * np.repeat(np.arange(8), 12)
     prefs = lore.Preferences.from_pairs(
@@ -419,12 +413,10 @@ def test_rank_one_is_one_direction_for_everybody(table):
 def test_a_fit_has_training_and_validation_curves(quick):
     report = lore.diagnostics.report(quick)
     np.testing.assert_array_equal(report["validation_steps"], range(2, 21, 2))
-    losses = [
-        row["log_loss"]
-        for row in quick.history.selection
-        if row["chosen"] and "ridge" in row
-    ]
-    np.testing.assert_allclose(report["validation"][-1:], losses, rtol=1e-5)
+    (best,) = (r for r in quick.history.selection if r["chosen"] and "ridge" in r)
+    np.testing.assert_allclose(report["validation"][-1], best["log_loss"], rtol=1e-5)
+    both = np.mean([best["judgements"], best["items"]])
+    np.testing.assert_allclose(best["log_loss"], both, rtol=1e-6)
     assert report["best_step"] in range(2, 21, 2)
     stops = [r for r in quick.history.selection if r["chosen"] and "num_steps" in r]
     assert report["loss"].shape == (stops[0]["num_steps"],)
@@ -539,8 +531,8 @@ def test_more_directions_than_the_truth_do_no_harm(planted, fitted):
 
 def test_another_key_reuses_the_compiled_steps(table, compilations):
     """Validation splits differ between keys, the shapes they are laid out in do not."""
-    grids = dict(ridges=(0.2,), temperings=(0.4,), concentrations=(3.0,))
-    grids["spreads"] = (0.1,)
+    grids = dict(smoothings=(1.0,), ridges=(0.2,), temperings=(0.4,))
+    grids.update(concentrations=(3.0,), decays=(0.0,), spreads=(0.1,))
     config = dataclasses.replace(QUICK, **grids)
     lore.fit(table, rank=2, key=KEY, config=config)
     before = descent.run._cache_size()
@@ -550,8 +542,9 @@ def test_another_key_reuses_the_compiled_steps(table, compilations):
 
 
 def test_a_rank_is_chosen_like_everything_else(planted):
-    """Held-out judgements choose among ranks; then it is the fit of that rank."""
-    config = dataclasses.replace(QUICK, ranks=(1, 2), ridges=(0.2, 0.05))
+    """Hold-outs choose among ranks; then it is the fit of that rank."""
+    grids = dict(ranks=(1, 2), smoothings=(1.0,), ridges=(0.2, 0.05))
+    config = dataclasses.replace(QUICK, **grids)
     prefs = planted.prefs
     fitted = lore.fit(prefs, rank="auto", key=KEY, config=config)
     rows = [row for row in fitted.history.selection if "rank" in row]
@@ -563,50 +556,31 @@ def test_a_rank_is_chosen_like_everything_else(planted):
     np.testing.assert_array_equal(fitted.basis, fixed.basis)
     np.testing.assert_array_equal(fitted.weights, fixed.weights)
     # Each candidate once, and not every combination.
-    settings = [(r["rank"], r["ridge"], r["tempering"]) for r in rows]
-    assert len(set(settings)) == len(settings) <= 2 + 4 + 1 + 1
-
-
-@pytest.mark.parametrize("best", [(1, 0.1, 0.4), (2, 0.05, 0.2), (5, 0.2, 0.0)])
-def test_the_search_finds_the_best_of_a_smooth_loss(best):
-    """A convex loss over the grid is minimised without trying all of it."""
-    config, ranks, tried = lore.TrainConfig(), (1, 2, 5), []
-
-    names = ("rank", "ridge", "tempering")
-
-    def loss(candidate):
-        place = np.log1p([candidate["rank"], 20 * candidate["ridge"]])
-        distance = np.abs(place - np.log1p([best[0], 20 * best[1]])).sum()
-        return distance + abs(candidate["tempering"] - best[2])
-
-    def try_out(candidates, surely):
-        tried.extend(candidates)
-        return min(tried, key=loss)
-
-    found = search.select(try_out, ranks, config)
-    assert tuple(found[name] for name in names) == best
-    distinct = {tuple(row[name] for name in names) for row in tried}
-    assert len(distinct) <= 3 + 4 + 5 + 2 < 3 * 5 * 6
+    names = "rank", "smoothing", "ridge", "tempering"
+    settings = [tuple(row[name] for name in names) for row in rows]
+    assert len(set(settings)) == len(settings) <= 2 + 2 + 4
 
 
 @pytest.mark.parametrize("sure", [True, False])
-def test_a_later_candidate_is_taken_where_it_is_surely_better(table, monkeypatch, sure):
-    """The last γ is best by far, for every user or for one alone."""
-    config = dataclasses.replace(QUICK, ridges=(0.2,), temperings=(0.4, 0.0, 0.2))
-    calls = []
+def test_another_value_is_taken_where_it_is_better(table, monkeypatch, sure):
+    """γ = 0.3 is better by far than the first, for every user or for one alone."""
+    grids = dict(smoothings=(1.0,), ridges=(0.2,), temperings=(0.4, 0.2, 0.3))
+    config = dataclasses.replace(QUICK, **grids)
 
-    def curve(validation, bases, priors):
-        users = len(validation.heldout.counts)
+    def curve(split, bases, priors):
+        users = len(split.heldout.counts)
         gain = np.full(users, 0.1) if sure else np.eye(users)[0]
-        losses = 1 - gain * len(calls) + 1e-3 * np.arange(users)
-        calls.append(priors[0])
+        place = round(float(priors[0].tempering), 3) == 0.3
+        losses = 1 - gain * place + 1e-3 * np.arange(users)
         return np.stack([losses] * len(bases))
 
-    monkeypatch.setattr(selection.Validation, "curve", curve)
+    monkeypatch.setattr(validation.Validation, "curve", curve)
     rows = lore.fit(table, rank=2, key=KEY, config=config).history.selection
-    rows = [row for row in rows if "tempering" in row]
-    assert np.argmin([row["log_loss"] for row in rows]) == 2
-    assert [row["chosen"] for row in rows] == [not sure, False, sure]
+    rows = [row for row in rows if row.get("rank") == 2]
+    chosen = {row["tempering"]: row["chosen"] for row in rows}
+    assert min(rows, key=lambda row: row["log_loss"])["tempering"] == 0.3
+    assert chosen[0.3] is sure
+    assert chosen[0.4] is not sure
 
 
 def test_room_changes_no_number(table):
@@ -614,12 +588,12 @@ def test_room_changes_no_number(table):
     half = lore.data.take_pairs(table, np.arange(120) % 3 > 0)
     atoms = selection.make_atoms(KEY, 2, 8)
     base = jnp.full(len(atoms), 1 / len(atoms))
-    coordinates = whitening.whiten(table, jnp.float32)
+    made = coordinates.make_coordinates(coordinates.measure(table), 1.0, jnp.float32, 5)
     settings = marginal.Settings(*map(jnp.float32, (0.2, 0.4, 1.0, 1.0, 4.0)))
     optimiser = marginal.make_optimiser(0.3, 8)
     out = []
     for room in (None, np.asarray(table.counts) + 9):
-        problem = marginal.make_problem(half, atoms, base, coordinates, room)
+        problem = marginal.make_problem(half, atoms, base, made, room)
         state = marginal.init(KEY, problem, 0.3, optimiser)
         data = marginal.Data(problem, settings)
         recipe = marginal.make_recipe(optimiser)
