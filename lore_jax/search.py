@@ -12,6 +12,7 @@ from lore_jax.trainer import Trainer
 from lore_jax.validation import (
     Validation,
     better,
+    keeps_judgements,
     mean_losses,
     relative,
 )
@@ -80,6 +81,12 @@ class Search:
     def better(self, candidate: dict, than: dict) -> bool:
         """Whether it is better by two standard errors."""
         return better(self.ratios(candidate), self.ratios(than))
+
+    def keeps_judgements(self, candidate: dict) -> bool:
+        """Whether judgements of known items lose little beside the first settings."""
+        first = {**candidate, **self.first}
+        self.losses([candidate, first])
+        return keeps_judgements(self.ratios(candidate), self.ratios(first))
 
     def curves(self, candidate: dict) -> list[np.ndarray]:
         """Users' losses float[S, U] on each hold-out after each tenth of the steps."""
@@ -168,12 +175,12 @@ def _loss(losses: np.ndarray) -> dict:
     return {"log_loss": float(mean_losses(losses[None])[0]), "chosen": False}
 
 
-def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
+def walk(search: Search, start: dict, name: str, grid: Sequence, guarded: bool) -> dict:
     """The best value of one setting; `start`'s, unless by two standard errors.
 
-    From `start`'s value in the sorted grid, goes on in a direction while the loss
-    falls: first towards the second value of the grid, and the other way where nothing
-    was better there.
+    From `start`'s value in the sorted grid, goes on in a direction while the loss falls
+    and, where that is `guarded`, judgements of known items lose little: first towards
+    the second value of the grid, and the other way where nothing was better there.
     """
     values = sorted(set(grid))
     at, best = values.index(start[name]), start
@@ -182,7 +189,8 @@ def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
         place = at + step
         while 0 <= place < len(values):
             candidate = {**start, name: values[place]}
-            if not search.score(candidate) < search.score(best):
+            falls = search.score(candidate) < search.score(best)
+            if not falls or (guarded and not search.keeps_judgements(candidate)):
                 break
             best, place = candidate, place + step
         if best is not start:
@@ -192,33 +200,36 @@ def walk(search: Search, start: dict, name: str, grid: Sequence) -> dict:
     return best
 
 
-def tune(search: Search, start: dict, config: TrainConfig) -> dict:
+def tune(
+    search: Search, start: dict, config: TrainConfig, guarded: bool = True
+) -> dict:
     """The best of the candidates of one rank, one setting after another."""
     best = start
     grids = {"smoothing": config.smoothings, "ridge": config.ridges}
     if start["rank"] > 1:  # With one atom γ only scales the likelihood.
         grids["tempering"] = config.temperings
     for name, grid in grids.items():
-        best = walk(search, best, name, grid)
+        best = walk(search, best, name, grid, guarded)
     return best
 
 
 def select(search: Search, ranks: tuple[int, ...], config: TrainConfig) -> dict:
     """The candidate to train, and the global model that losses are divided by.
 
-    The global Bradley–Terry model is tuned first. Then the ranks are compared at the
-    first of all settings, the settings are tuned at the best of them, and the ranks
+    The global Bradley–Terry model is tuned first. As a candidate it must not lose much
+    on judgements of known items; as a yardstick it may. Then the ranks are compared at
+    the first of all settings, the settings are tuned at the best of them, and the ranks
     are compared once more. Of ranks the least loss is taken.
     """
     first = {"rank": 1, **search.first}
-    search.line = tune(search, first, config)
+    lines = [tune(search, first, config)] if 1 in ranks else []
+    search.line = tune(search, first, config, guarded=False)
     search.scales = mean_losses(search.losses([search.line])[0])
     others = [{**first, "rank": rank} for rank in dict.fromkeys(ranks) if rank > 1]
     if not others:
-        return search.line
+        return lines[0]
     search.losses(others)
     best = tune(search, min(others, key=search.score), config)
     others = [{**best, "rank": x["rank"]} for x in others]
     search.losses(others)
-    lines = [search.line] if 1 in ranks else []
     return min([best, *others, *lines], key=search.score)

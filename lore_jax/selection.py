@@ -26,6 +26,7 @@ from lore_jax.validation import (
     Validation,
     better,
     choose,
+    losses_of,
     make_holdouts,
     rows_of,
 )
@@ -103,7 +104,7 @@ def choose_refinement(
         tried = [{k: x[k] for k in ("concentration", "decay")} for x in settings]
         losses = np.stack(losses, axis=1)
         tried = rows_of(tried, losses, scales)
-        chosen = settings[choose(tried)]
+        chosen = settings[choose(tried, losses)]
         rows += tried
     pairs = [(rho, scale) for scale in config.margin_scales for rho in config.spreads]
     if len(pairs) > 1:
@@ -114,7 +115,7 @@ def choose_refinement(
         losses = np.stack(losses, axis=1)
         tried = [{"spread": rho, "margin_scale": s} for rho, s in pairs]
         tried = rows_of(tried, losses, scales)
-        best = int(np.argmin([row["relative"] for row in tried]))
+        best = int(losses_of(tried).argmin())
         ratios = losses / scales[:, None]
         best = best if better(ratios[best], ratios[0]) else 0
         tried[best]["chosen"] = True
@@ -172,12 +173,16 @@ def learn_prior(
 
     if not found:
         settings, _ = choose_refinement((), (), np.ones(0), config)
-        return with_settings(learn(prefs, config.temperings[0]), settings), ()
+        return with_settings(learn(prefs, min(config.temperings)), settings), ()
     (validation,) = found.values()
     priors = [learn(validation.training, g) for g in config.temperings]
     losses = validation.loss(eye, priors)[:, None]
     rows = rows_of([{"tempering": g} for g in config.temperings], losses, np.ones(1))
-    best = choose(rows)
+    # A tempered likelihood learns too narrow a prior: γ = 0 stays unless another is
+    # better by two standard errors.
+    best, least = int(np.argmin(config.temperings)), int(losses_of(rows).argmin())
+    best = least if better(losses[least], losses[best]) else best
+    rows[best]["chosen"] = True
     results = [(eye, priors[best])]
     settings, more = choose_refinement([validation], results, np.ones(1), config)
     final = learn(prefs, config.temperings[best])

@@ -227,7 +227,7 @@ DAMAGE = {
     "too_few_names": (dict(arrays={"user_ids": text(["a"])}), "user_ids names 1 user"),
     "names_twice": (dict(arrays={"user_ids": text(["a", "b", "a", "c"])}), "distinct"),
     "names_nested": (dict(arrays={"user_ids": text([["a"]] * 4)}), "list of strings"),
-    "names_numbers": (dict(arrays={"item_ids": text([1, 2])}), "list of strings"),
+    "names_mixed": (dict(arrays={"item_ids": text([1, "a"])}), "list of strings"),
     "names_null": (dict(arrays={"item_ids": text(["a", "a\0"])}), "null character"),
     "nan_basis": (change("basis", (2, 1), NAN), r"basis must be finite; basis\[2, 1\]"),
     "inf_logits": (change("logits", (0, 0), INFINITY), "logits must be finite"),
@@ -480,8 +480,8 @@ USERS_DAMAGE = {
     "mixed": ("quadratic", (0, 1), 1e6, "positive semi-definite.*user 0"),
     "atoms": ("atoms", (0, 0), 2, "atoms must lie on the simplex"),
     "log_weights": ("log_weights", (0,), -5, "log_weights must be normalised"),
-    "margin_scale": ("margin_scale", (), 0, "margin_scale is 0"),
-    "spread": ("spread", (), NAN, "spread is nan"),
+    "margin_scale": ("margin_scale", (), 0, "margin_scale must be above 0"),
+    "spread": ("spread", (), NAN, "spread must be at least 0, got nan"),
 }
 
 

@@ -446,7 +446,9 @@ def test_an_array_that_spans_processes_is_refused(monkeypatch):
     message = r"{} spans processes: .*every process must pass"
     for name, (function, arguments) in CALLS.items():
         for key, value in arguments.items():
-            if isinstance(value, np.ndarray) and not key.startswith("init_"):
+            if name.startswith("fit") and key != "prefs":
+                continue  # The key of the fit is an array too, and comes first.
+            if isinstance(value, np.ndarray):
                 moved, said = jnp.asarray(value), key
             elif isinstance(value, lore.Preferences):
                 moved, said = value.replace(features=table), rf"{key}\.features"
