@@ -134,8 +134,9 @@ def test_a_training_that_diverges_is_the_worst():
     wild = fine.copy()
     wild[1, 3] = np.inf
     assert relative(wild, np.ones(2)) == relative(wild * np.inf, np.ones(2)) == np.inf
-    rows = validation.rows_of([{}, {}, {}], np.stack([wild, fine, wild]), np.ones(2))
-    assert validation.choose(rows) == 1
+    tried = np.stack([wild, fine, wild])
+    rows = validation.rows_of([{}, {}, {}], tried, np.ones(2))
+    assert validation.choose(rows, tried) == 1
     curve = np.stack([fine[0] - 0.5, fine[0], wild[1]])
     assert choose_stop([curve], np.ones(1)) == 0
 
@@ -171,8 +172,9 @@ def test_a_stop_is_chosen_on_both_hold_outs():
     falls = np.linspace(1.0, 0.5, 4)[:, None] * np.ones(8)
     rises = falls[::-1].copy()
     assert choose_stop([falls, falls], np.ones(2)) == 3
-    # What judgements gain by going on, items lose tenfold.
-    assert choose_stop([0.01 * falls + 1, rises], np.ones(2)) == 0
+    # What judgements gain by going on, items lose many times; up to 0.2 % of it.
+    assert choose_stop([0.002 * falls + 1, rises], np.ones(2)) == 0
+    assert choose_stop([0.01 * falls + 1, rises], np.ones(2)) == 3
     # A scale of 100 makes that loss on items small.
     assert choose_stop([falls, rises / 2], np.array([0.5, 50.0])) == 3
     assert choose_stop([falls * np.nan], np.ones(1)) == 3
@@ -182,16 +184,17 @@ def test_losses_are_divided_before_they_are_averaged():
     losses = np.array([[0.2, 0.4, np.nan], [1.0, 1.0, 3.0]])
     assert relative(losses, np.array([0.3, 2.5])) == pytest.approx((1 + 2 / 3) / 2)
     assert relative(losses * np.nan, np.ones(2)) == np.inf
-    rows = validation.rows_of(
-        [{"ridge": 1.0}, {"ridge": 2.0}, {"ridge": 3.0}],
-        np.stack([losses * np.nan, losses, losses]),
-        np.array([0.3, 2.5]),
-    )
-    assert validation.choose(rows) == 1
+    tried = np.stack([losses * np.nan, losses, losses])
+    rows = [{"ridge": 1.0}, {"ridge": 2.0}, {"ridge": 3.0}]
+    rows = validation.rows_of(rows, tried, np.array([0.3, 2.5]))
+    assert validation.choose(rows, tried) == 1
     assert [row["chosen"] for row in rows] == [False, True, False]
     assert rows[1]["log_loss"] == pytest.approx((0.3 + 5 / 3) / 2)
 
 
+CONFIG = lore.TrainConfig(
+    smoothings=(np.inf, 4.0, 1.0, 0.1, 0.01), ridges=(0.3, 1.0, 3.0, 10.0, 0.1, 0.03)
+)
 FIRST = {"smoothing": np.inf, "ridge": 0.3, "tempering": 0.4}
 
 
@@ -227,7 +230,6 @@ def make_search(monkeypatch, loss):
 )
 def test_the_search_finds_the_best_of_a_smooth_loss(monkeypatch, best):
     """A loss that is convex in every setting is minimised without trying all."""
-    config = lore.TrainConfig()
 
     def distance(candidate):
         place = [candidate["smoothing"], candidate["ridge"]]
@@ -239,11 +241,11 @@ def test_the_search_finds_the_best_of_a_smooth_loss(monkeypatch, best):
         return 0.5 + 0.1 * distance(candidate) + 0.05 * (candidate["rank"] == 1)
 
     made, tried = make_search(monkeypatch, loss)
-    found = search.select(made, (1, 2, 5), config)
+    found = search.select(made, (1, 2, 5), CONFIG)
     assert found["rank"] in (2, 5)
     assert (found["smoothing"], found["ridge"], found["tempering"]) == best
     assert len(set(tried)) == len(tried)  # Each candidate once.
-    every = 3 * len(config.smoothings) * len(config.ridges) * len(config.temperings)
+    every = 3 * len(CONFIG.smoothings) * len(CONFIG.ridges) * len(CONFIG.temperings)
     assert len(tried) / 2 < every / 6
 
 
@@ -253,14 +255,38 @@ def test_of_ranks_the_least_loss_is_taken(monkeypatch, ranks):
         made, _ = make_search(
             monkeypatch, lambda name, x, best=best: 0.5 + 0.1 * (x["rank"] != best)
         )
-        assert search.select(made, ranks, lore.TrainConfig())["rank"] == best
+        assert search.select(made, ranks, CONFIG)["rank"] == best
 
 
 def test_the_first_value_stays_where_nothing_is_better(monkeypatch):
     """Differences between users are noise that no candidate rises above."""
     made, _ = make_search(monkeypatch, lambda name, x: 0.5)
-    found = search.select(made, (2,), lore.TrainConfig())
+    found = search.select(made, (2,), CONFIG)
     assert found == {"rank": 2, **FIRST}
+
+
+@pytest.mark.parametrize(("lost", "ridge"), [(0.001, 1.0), (0.004, 0.3)])
+def test_judgements_lose_little_for_the_sake_of_items(monkeypatch, lost, ridge):
+    """λ = 1 is much better on items, and costs a part of the loss on judgements."""
+
+    def loss(name, candidate):
+        if candidate["rank"] == 1:
+            return 1.0
+        other = candidate["ridge"] == 1.0
+        return 1 + lost * other if name == "judgements" else 1 - 0.1 * other
+
+    made, _ = make_search(monkeypatch, loss)
+    assert search.select(made, (2,), CONFIG)["ridge"] == ridge
+
+
+@pytest.mark.parametrize(("lost", "place"), [(0.001, 1), (0.004, 0)])
+def test_of_settings_of_the_prior_too(lost, place):
+    losses = np.stack([np.ones((2, 8)), [np.full(8, 1 + lost), np.full(8, 0.5)]])
+    rows = validation.rows_of([{}, {}], losses, np.ones(2))
+    assert validation.choose(rows, losses) == place
+    # Of one hold-out the least loss is taken.
+    rows = validation.rows_of([{}, {}], losses[:, 1:], np.ones(1))
+    assert validation.choose(rows, losses[:, 1:]) == 1
 
 
 def test_losses_are_over_those_of_the_tuned_global_model(monkeypatch):
@@ -271,7 +297,7 @@ def test_losses_are_over_those_of_the_tuned_global_model(monkeypatch):
         return scale * (0.5 + 0.1 * abs(np.log10(candidate["ridge"])))
 
     made, _ = make_search(monkeypatch, loss)
-    search.select(made, (2,), lore.TrainConfig())
+    search.select(made, (2,), CONFIG)
     assert made.line == {"rank": 1, **FIRST, "ridge": 1.0}
     np.testing.assert_allclose(made.scales, [0.5, 1.0])
     candidate = {"rank": 2, **FIRST, "ridge": 0.1}
@@ -289,7 +315,7 @@ def test_a_report_names_the_gain_on_each_hold_out(monkeypatch):
         return least + 0.01 * (candidate["ridge"] != best)
 
     made, _ = make_search(monkeypatch, loss)
-    search.select(made, (2,), lore.TrainConfig())
+    search.select(made, (2,), CONFIG)
     losses = [np.array([0.5, 0.4, np.nan, *[0.5] * 17]), np.full(20, 0.8)]
     first, second = made.report(losses)
     assert (first["holdout"], second["holdout"]) == ("judgements", "items")
