@@ -58,7 +58,7 @@ class TrainConfig:
     temperature: float = 1.0
     num_atoms: int = 64
     holdout: Literal["judgements", "items", "both"] = "both"
-    smoothings: tuple[float, ...] = (0.1, 0.3, 1.0, 4.0, math.inf, 0.01)
+    smoothings: tuple[float, ...] = (0.3, 1.0, 4.0, math.inf, 0.1, 0.01)
     ridges: tuple[float, ...] = (0.2, 0.4, 0.8, 1.6, 3.2, 0.1, 0.05)
     temperings: tuple[float, ...] = (0.4, 0.3, 0.5, 0.2, 0.0)
     concentrations: tuple[float, ...] = (3.0, 0.3, 1.0, 10.0, 30.0, 100.0)
