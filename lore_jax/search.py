@@ -10,6 +10,7 @@ from lore_jax.config import TrainConfig
 from lore_jax.progress import Run
 from lore_jax.trainer import Trainer
 from lore_jax.validation import (
+    BASIS_GIVES,
     Validation,
     better,
     keeps_judgements,
@@ -86,7 +87,8 @@ class Search:
         """Whether judgements of known items lose little beside the first settings."""
         first = {**candidate, **self.first}
         self.losses([candidate, first])
-        return keeps_judgements(self.ratios(candidate), self.ratios(first))
+        ratios = self.ratios(candidate), self.ratios(first)
+        return keeps_judgements(*ratios, BASIS_GIVES)
 
     def curves(self, candidate: dict) -> list[np.ndarray]:
         """Users' losses float[S, U] on each hold-out after each tenth of the steps."""
@@ -205,7 +207,7 @@ def tune(
 ) -> dict:
     """The best of the candidates of one rank, one setting after another."""
     best = start
-    grids = {"smoothing": config.smoothings, "ridge": config.ridges}
+    grids = {"ridge": config.ridges, "smoothing": config.smoothings}
     if start["rank"] > 1:  # With one atom γ only scales the likelihood.
         grids["tempering"] = config.temperings
     for name, grid in grids.items():
