@@ -172,9 +172,10 @@ def test_a_stop_is_chosen_on_both_hold_outs():
     falls = np.linspace(1.0, 0.5, 4)[:, None] * np.ones(8)
     rises = falls[::-1].copy()
     assert choose_stop([falls, falls], np.ones(2)) == 3
-    # What judgements gain by going on, items lose many times; up to 0.2 % of it.
-    assert choose_stop([0.002 * falls + 1, rises], np.ones(2)) == 0
-    assert choose_stop([0.01 * falls + 1, rises], np.ones(2)) == 3
+    # What judgements gain by going on, items lose many times; up to a limit.
+    limit = validation._GIVEN_UP
+    assert choose_stop([limit * falls + 1, rises], np.ones(2)) == 0
+    assert choose_stop([4 * limit * falls + 1, rises], np.ones(2)) == 3
     # A scale of 100 makes that loss on items small.
     assert choose_stop([falls, rises / 2], np.array([0.5, 50.0])) == 3
     assert choose_stop([falls * np.nan], np.ones(1)) == 3
@@ -265,7 +266,7 @@ def test_the_first_value_stays_where_nothing_is_better(monkeypatch):
     assert found == {"rank": 2, **FIRST}
 
 
-@pytest.mark.parametrize(("lost", "ridge"), [(0.001, 1.0), (0.004, 0.3)])
+@pytest.mark.parametrize(("lost", "ridge"), [(0.5, 1.0), (2.0, 0.3)])
 def test_judgements_lose_little_for_the_sake_of_items(monkeypatch, lost, ridge):
     """λ = 1 is much better on items, and costs a part of the loss on judgements."""
 
@@ -273,15 +274,17 @@ def test_judgements_lose_little_for_the_sake_of_items(monkeypatch, lost, ridge):
         if candidate["rank"] == 1:
             return 1.0
         other = candidate["ridge"] == 1.0
-        return 1 + lost * other if name == "judgements" else 1 - 0.1 * other
+        cost = lost * validation._GIVEN_UP * other
+        return 1 + cost if name == "judgements" else 1 - 0.1 * other
 
     made, _ = make_search(monkeypatch, loss)
     assert search.select(made, (2,), CONFIG)["ridge"] == ridge
 
 
-@pytest.mark.parametrize(("lost", "place"), [(0.001, 1), (0.004, 0)])
+@pytest.mark.parametrize(("lost", "place"), [(0.5, 1), (2.0, 0)])
 def test_of_settings_of_the_prior_too(lost, place):
-    losses = np.stack([np.ones((2, 8)), [np.full(8, 1 + lost), np.full(8, 0.5)]])
+    cost = 1 + lost * validation._GIVEN_UP
+    losses = np.stack([np.ones((2, 8)), [np.full(8, cost), np.full(8, 0.5)]])
     rows = validation.rows_of([{}, {}], losses, np.ones(2))
     assert validation.choose(rows, losses) == place
     # Of one hold-out the least loss is taken.
