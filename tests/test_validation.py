@@ -173,7 +173,7 @@ def test_a_stop_is_chosen_on_both_hold_outs():
     rises = falls[::-1].copy()
     assert choose_stop([falls, falls], np.ones(2)) == 3
     # What judgements gain by going on, items lose many times; up to a limit.
-    limit = validation._GIVEN_UP
+    limit = validation._GIVES
     assert choose_stop([limit * falls + 1, rises], np.ones(2)) == 0
     assert choose_stop([4 * limit * falls + 1, rises], np.ones(2)) == 3
     # A scale of 100 makes that loss on items small.
@@ -274,7 +274,7 @@ def test_judgements_lose_little_for_the_sake_of_items(monkeypatch, lost, ridge):
         if candidate["rank"] == 1:
             return 1.0
         other = candidate["ridge"] == 1.0
-        cost = lost * validation._GIVEN_UP * other
+        cost = lost * validation.BASIS_GIVES * other
         return 1 + cost if name == "judgements" else 1 - 0.1 * other
 
     made, _ = make_search(monkeypatch, loss)
@@ -283,7 +283,7 @@ def test_judgements_lose_little_for_the_sake_of_items(monkeypatch, lost, ridge):
 
 @pytest.mark.parametrize(("lost", "place"), [(0.5, 1), (2.0, 0)])
 def test_of_settings_of_the_prior_too(lost, place):
-    cost = 1 + lost * validation._GIVEN_UP
+    cost = 1 + lost * validation._GIVES
     losses = np.stack([np.ones((2, 8)), [np.full(8, cost), np.full(8, 0.5)]])
     rows = validation.rows_of([{}, {}], losses, np.ones(2))
     assert validation.choose(rows, losses) == place
