@@ -105,7 +105,7 @@ def check_projected(proj, features, temperature: float = 1.0) -> None:
     if not _checks.is_traced(temperature):
         limit *= min(1.0, float(temperature))
     on_device = isinstance(proj, jax.Array) and sized(False, True)
-    largest = _largest_on_device(proj) if on_device else _largest(np.asarray(proj))
+    largest = jnp.max(jnp.abs(proj)) if on_device else _largest(np.asarray(proj))
     if float(largest) <= limit:
         return
     if _checks.is_traced(features):
@@ -131,11 +131,6 @@ def check_projected(proj, features, temperature: float = 1.0) -> None:
 def _largest(proj: np.ndarray):
     with np.errstate(invalid="ignore"):
         return max(proj.max(), -proj.min())
-
-
-@jax.jit
-def _largest_on_device(proj):
-    return jnp.max(jnp.abs(proj))
 
 
 def _row(features, place: tuple[int, ...]):

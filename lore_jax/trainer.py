@@ -135,7 +135,7 @@ class Trainer:
         self, prefs: Preferences, made: Coordinates, rank: int, number: int
     ) -> jax.Array:
         """θ before the first step; starts have numbers, and all but 0 are random."""
-        if self.init is not None:
+        if self.init is not None and self.init.basis.shape[1] == rank:
             return coordinates.theta_of(jnp.asarray(self.init.basis, self.dtype), made)
         kind = "random" if number else self.config.start
         key = self.key_start

@@ -15,6 +15,14 @@ from lore_jax import backend, checkpoint, descent
 KEY = jax.random.key(0)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Python's own handler: a shell starts programs in the background without one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt(*_):
     signal.raise_signal(signal.SIGINT)
 
