@@ -27,6 +27,7 @@ from experiments import (  # noqa: E402
     planted,
     report,
     reward_bench,
+    stored,
     synthetic,
     tables,
 )
@@ -485,12 +486,12 @@ def test_every_byte_of_features_and_head_is_in_the_fingerprint(prepared):
     (source,) = parts.list_splits([prepared])
     marks = [source.fingerprint()]
     assert marks[0] == source.fingerprint({})
-    for name in ("features.npy", "head.npy"):
-        values = np.load(prepared / name)
+    features, head = (np.load(prepared / f"{n}.npy") for n in ("features", "head"))
+    for values in (features, head):
         values.flat[3] += 1e-3
-        np.save(prepared / name, values)
+        stored.write_features(prepared, features, head)
         marks.append(source.fingerprint())
-    (prepared / "head.npy").unlink()
+    stored.write_features(prepared, features)
     marks.append(source.fingerprint())
     assert len(set(marks)) == 4
     values = np.arange(35, dtype=np.float32).reshape(7, 5)
@@ -524,7 +525,7 @@ def test_tables_say_pairs_judgements_and_differences(tmp_path):
 
 
 def test_a_run_without_methods_is_an_error(prepared, tmp_path):
-    (prepared / "head.npy").unlink()
+    stored.write_features(prepared, np.load(prepared / "features.npy"))
     argv = ["--data", str(prepared), "--out", str(tmp_path / "runs"), *QUICK]
     with pytest.raises(ValueError, match="no method is left"):
         cli.train_main("x", "y", [*argv, "--methods", "head"])

@@ -40,13 +40,15 @@ def make_progress():
         return rng.normal(size=shape).astype(np.float32)
 
     steps, trail = np.asarray(4, np.int32), (normal(2, 5, 3), normal(2, 7))
-    row = {"rank": 3, "ridge": 0.1, "tempering": 0.4, "log_loss": 0.6, "chosen": True}
+    row = {"holdout": "items", "rank": 3, "smoothing": 1.0, "ridge": 0.1}
+    row |= {"tempering": 0.4, "log_loss": 0.6, "chosen": True, "kept": True}
     return seal(
         Progress(
             state=(normal(5, 3), normal(7), steps, normal(5, 3), steps),
             metrics=Metrics(*(abs(normal(4)) for _ in Metrics._fields)),
             trail=trail,
             best=trail,
+            losses=(abs(normal(6)),),
             finished=(abs(normal(1)), *(x[0] for x in trail), *(normal(3),) * 3),
             name="search 0",
             rows=(row,),
