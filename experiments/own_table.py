@@ -1,4 +1,4 @@
-"""Reading somebody's own table of preferences, and refusing what cannot be meant.
+"""Reads a table of preferences, and refuses what cannot be meant.
 
 Every complaint names the file, the row (counted from 0, without the header and without
 empty lines) and the column.

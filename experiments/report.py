@@ -55,7 +55,7 @@ class Rows:
         return list(dict.fromkeys(key[:2] for key in self._found))
 
     def splits(self, row: str, rank: int, quantity: str) -> dict[str, np.ndarray]:
-        """{split: float[U]} of the splits that have somebody in this part."""
+        """{split: float[U]} of the splits that have users in this part."""
         out = {}
         for (*key, split), values in self._found.items():
             if tuple(key) == (row, rank, quantity):

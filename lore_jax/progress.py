@@ -36,7 +36,7 @@ class Run:
       best: snapshots of those that are kept, as in `Progress`.
       choice: what the search chose, as in `Progress`.
       finished: what came of the trainings on all pairs, as in `Progress`.
-      recorded: whether somebody is called back, or a record is gone on from.
+      recorded: True with `on_progress` or `resume`.
     """
 
     def __init__(

@@ -112,7 +112,7 @@ def hold_out(
 ) -> HeldOut:
     """Splits pairs so that no judgement, or no item, stands on both sides.
 
-    A judgement is what one user says of one row. An item is a row, whoever judges it;
+    A judgement is what one user says of one row. An item is a row, for all users;
     where pairs join rows into many components (the responses of a prompt), an item is a
     component. Items are held out with all their pairs. Pairs with one judgement, or one
     item, on either side are dropped and counted.

@@ -6,7 +6,7 @@ export's ``comments.csv`` and ``participants-votes.csv``: moderated-in comments 
 1000 characters, each text once, with enough votes that are not "pass"; participants
 with enough agrees and disagrees; and embeds them with a sentence-embedding model.
 
-A pair is a statement somebody agreed with against one the same person disagreed with.
+A pair is a statement a person agreed with against one the same person disagreed with.
 What is held out is a *vote*: pairs never mix votes of both sides. Every split draws
 its own unseen people and held-out votes.
 """
