@@ -31,6 +31,7 @@ def fit_marginal(
 ) -> Fitted:
     """`fit` by the default recipe; a rank, or the best of several."""
     key_atoms, key_start, key_split = jax.random.split(key, 3)
+    ids = prefs.ids
     prefs = without_unused_rows(prefs)
     if not isinstance(prefs.features, FeatureSource):  # One copy for all candidates.
         prefs = prefs.replace(features=jnp.asarray(prefs.features))
@@ -46,15 +47,17 @@ def fit_marginal(
     results = [train.result("all", prefs, *x, best) for x in trained]
     results = [(v, with_settings(prior, choice["settings"])) for v, prior in results]
     at = int(run.finished[0].argmin())
-    weights = [np.asarray(adapt(v, prefs, prior=prior).weights) for v, prior in results]
-    adapted = adapt(results[at][0], prefs, prior=results[at][1])
+    adapted = [adapt(v, prefs, prior=prior) for v, prior in results]
+    weights = [np.asarray(x.weights) for x in adapted]
     stops = [row for row in choice["rows"] if "num_steps" in row]
     heldout = tuple(choice["heldout"])
     if best["rank"] > 1:
         _warn_unless_it_helps(heldout)
     return Fitted(
-        params=RewardParams(basis=results[at][0], logits=jnp.asarray(adapted.logits)),
-        weights=jnp.asarray(adapted.weights),
+        params=RewardParams(
+            basis=results[at][0], logits=jnp.asarray(adapted[at].logits)
+        ),
+        weights=jnp.asarray(adapted[at].weights),
         prior=results[at][1],
         history=History(
             loss=metrics.loss[at],
@@ -68,7 +71,7 @@ def fit_marginal(
         ),
         temperature=config.temperature,
         config=config,
-        ids=prefs.ids,
+        ids=ids,
     )
 
 
@@ -126,7 +129,7 @@ def _warn_unless_it_helps(heldout: Sequence[dict]) -> None:
                 f"{row['log_loss']:.3f}, that of one direction for all users "
                 f"{row['global_log_loss']:.3f}. TrainConfig(holdout={name!r}) chooses "
                 "the settings for them alone",
-                stacklevel=4,
+                stacklevel=5,  # The caller of `fit`.
             )
 
 

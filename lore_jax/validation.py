@@ -112,7 +112,7 @@ def make_holdouts(
         warnings.warn(
             f"too few pairs to validate on: {learn} to learn from and {left} held out "
             f"of {prefs.num_pairs}; the first candidate is used unselected",
-            stacklevel=3,
+            stacklevel=5,
         )
     return found
 

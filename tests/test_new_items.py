@@ -116,6 +116,23 @@ def test_the_order_of_rows_with_names_changes_nothing(size):
         )
 
 
+def test_a_fit_keeps_the_names_of_the_whole_table():
+    rows = ["d", "b", "unused", "a", "c"]
+    chosen, rejected = ["d", "b", "a", "c"], ["b", "a", "c", "d"]
+    prefs = lore.Preferences.from_pairs(
+        np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32),
+        chosen,
+        rejected,
+        ["u", "u", "v", "v"],
+        item_ids=rows,
+    )
+    config = lore.TrainConfig(num_steps=2, validation_share=1e-6)
+    with pytest.warns(UserWarning, match="too few pairs"):
+        fitted = lore.fit(prefs, rank=2, key=KEY, config=config)
+    assert fitted.ids.items.tolist() == rows
+    assert fitted.ids.users.tolist() == ["u", "v"]
+
+
 @pytest.mark.parametrize("kind", ["random", "svd"])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_start_does_not_depend_on_the_order_of_rows(size, kind):
