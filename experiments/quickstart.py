@@ -127,8 +127,8 @@ def draw(path: pathlib.Path, table: dict, setting: str, args) -> None:
         if name not in FLAT
     }
     flat = {METHODS[name]: share(table[name]["unseen 0"]) for name in FLAT}
-    title = f"unseen people, {setting}\n"  # Longer would run into the legend.
-    title += f"K = {args.rank}, {args.splits} split(s), 95 % intervals (not paired)"
+    title = f"{setting}\n"  # Longer lines would run into the legend.
+    title += f"unseen people, K = {args.rank}, {args.splits} split(s), 95 % intervals"
     shots_figure(path, curves, flat=flat, title=title)
 
 
