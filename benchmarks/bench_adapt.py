@@ -38,10 +38,10 @@ from jax import lax
 
 import lore_jax as lore
 from benchmarks import measure
-from lore_jax import simplex
-from lore_jax.backend import sized
-from lore_jax.prior import posterior_mean
-from lore_jax.selection import make_atoms
+from lore_jax._backend import sized
+from lore_jax._posterior.table import posterior_mean
+from lore_jax._solve import simplex
+from lore_jax.prior import make_atoms
 
 ADAM_STEPS = 500
 ADAM_USERS = 8192, 1 << 20  # on a CPU the rate is that of a cache-sized batch

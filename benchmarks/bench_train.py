@@ -31,8 +31,8 @@ from jax import lax
 
 import lore_jax as lore
 from benchmarks import measure
-from lore_jax import coordinates, descent, marginal, reference
-from lore_jax.selection import make_atoms
+from lore_jax._train import coordinates, marginal, published, steps
+from lore_jax.prior import make_atoms
 
 STEPS = 3  # iterations in one compiled program, as `fit` scans them
 _dot = functools.partial(jnp.matmul, precision=measure.PRECISION)
@@ -108,7 +108,7 @@ class Iteration:
         self.state, self.problem, self.recipe = state, problem, recipe
 
     def __call__(self):
-        self.state, metrics = descent.run(
+        self.state, metrics = steps.run(
             self.state, self.problem, recipe=self.recipe, num_steps=STEPS
         )
         return metrics
@@ -116,7 +116,7 @@ class Iteration:
     def memory(self):
         """Bytes of temporaries of the compiled program."""
         return measure.temporaries(
-            *(descent.run, self.state, self.problem),
+            *(steps.run, self.state, self.problem),
             recipe=self.recipe,
             num_steps=STEPS,
         )
@@ -125,7 +125,7 @@ class Iteration:
 def iterations(prefs, rank):
     """name → Iteration, for the published alternating form and the default."""
     config = lore.TrainConfig.reference_alternating(num_steps=1000)
-    trainer = reference.make_trainer(config)
+    trainer = published.make_trainer(config)
     params = lore.init_params(
         jax.random.key(1),
         num_users=prefs.num_users,
@@ -134,8 +134,8 @@ def iterations(prefs, rank):
     )
     bare = prefs.replace(ids=None, group=None, order=None, offsets=None)
     bare = jax.tree.map(jnp.asarray, bare)
-    problem = reference.Problem(bare, jnp.zeros(prefs.num_features))
-    published = Iteration(trainer.init(params), problem, trainer.recipe)
+    problem = published.Problem(bare, jnp.zeros(prefs.num_features))
+    alternating = Iteration(trainer.init(params), problem, trainer.recipe)
     atoms = make_atoms(jax.random.key(2), rank, lore.TrainConfig().num_atoms)
     base = jnp.full(len(atoms), 1 / len(atoms))
     made = coordinates.make_coordinates(
@@ -147,7 +147,7 @@ def iterations(prefs, rank):
     state = marginal.init(jax.random.key(3), problem, 0.1, optimiser)
     data = marginal.Data(problem, settings)
     default = Iteration(state, data, marginal.make_recipe(optimiser))
-    return {"alternating": published, "default": default}
+    return {"alternating": alternating, "default": default}
 
 
 def against_reads(

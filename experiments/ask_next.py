@@ -55,13 +55,13 @@ def ask(split, fitted: lore.Fitted, method: str, rounds: int, seed: int) -> list
     asked = np.zeros(pool.num_pairs, bool)
     out = []
     for key in keys:
-        shown, left = (lore.data.take_pairs(pool, x) for x in (asked, ~asked))
+        shown, left = (lore.take_pairs(pool, x) for x in (asked, ~asked))
         drawn = key if method == "random" else None
         scores = lore.score_pairs(basis, shown, prior, left, method=method, key=drawn)
         best = lore.best_pairs(scores, left)[:, 0]
         stored = np.argsort(np.asarray(left.order))[best[best >= 0]]
         asked[np.flatnonzero(~asked)[stored]] = True
-        shown = lore.data.take_pairs(pool, asked)
+        shown = lore.take_pairs(pool, asked)
         weights = lore.adapt(basis, shown, prior=prior).weights
         accuracy = lore.accuracy(basis, weights, split.unseen_heldout)
         out.append(100 * np.asarray(accuracy, np.float64))

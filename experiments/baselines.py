@@ -113,7 +113,7 @@ class Recipe:
 
 def on_floor(prefs: lore.Preferences, basis) -> lore.Preferences:
     """The same choices with projected features [M, K]: the table is read once."""
-    source = lore.data.ArraySource(np.asarray(prefs.features))
+    source = lore.ArraySource(np.asarray(prefs.features))
     return prefs.replace(features=lore.project(source, basis))
 
 
@@ -161,7 +161,7 @@ class Alone:
     ) -> "Alone":
         """Choose λ on grouped validation, with at most so many users."""
         order = np.random.default_rng(seed).permutation(prefs.num_users)
-        some = lore.data.take_users(prefs, np.sort(order[:most_users]))
+        some = lore.take_users(prefs, np.sort(order[:most_users]))
         held = lore.data.hold_out(some, share=0.3, seed=seed)
         squared = [np.sum(differences(some, u) ** 2, 1) for u in range(some.num_users)]
         scale = float(np.concatenate(squared).mean())
@@ -169,7 +169,7 @@ class Alone:
         for ridge in ALONE_RIDGES:
             directions = cls(ridge, scale).directions(held.training)
             loss = np.asarray(log_losses(directions, held.heldout))
-            selection.append([ridge, lore.evaluate.macro_mean(loss)])
+            selection.append([ridge, lore.evaluation.macro_mean(loss)])
         best = min(selection, key=lambda row: np.nan_to_num(row[1], nan=np.inf))
         return cls(best[0], scale, selection)
 
@@ -222,7 +222,7 @@ def kernel_logistic(gram, label, weight, ridge: float, steps: int = 50) -> np.nd
 def own_margins(directions: np.ndarray, prefs: lore.Preferences) -> np.ndarray:
     """float32[N] in stored order: margins of every pair under its user's direction."""
     out = np.empty(prefs.num_pairs, np.float32)
-    source = lore.data.ArraySource(np.asarray(prefs.features))
+    source = lore.ArraySource(np.asarray(prefs.features))
     for start in range(0, prefs.num_users, 256):
         end = min(start + 256, prefs.num_users)
         pairs = slice(prefs.offsets[start], prefs.offsets[end])
@@ -237,4 +237,4 @@ def own_margins(directions: np.ndarray, prefs: lore.Preferences) -> np.ndarray:
 def log_losses(directions: np.ndarray, prefs: lore.Preferences) -> np.ndarray:
     """float[U]: like ``lore.log_loss``, every user with an own direction."""
     loss = lore.losses.pair_loss(own_margins(directions, prefs), prefs.label)
-    return np.asarray(lore.evaluate.per_user_mean(loss, prefs))
+    return np.asarray(lore.evaluation.per_user_mean(loss, prefs))

@@ -27,7 +27,7 @@ def planted(rank: int, splits: int, alpha: float):
     """Yields (split, fitted) of populations whose choices the model itself draws."""
     for seed in range(splits):
         keys = jax.random.split(jax.random.key(seed))
-        truth = lore.population.planted(
+        truth = lore.data.planted(
             keys[0],
             num_users=600,
             pairs_per_user=40,
@@ -37,10 +37,10 @@ def planted(rank: int, splits: int, alpha: float):
         )
         seen, unseen = np.arange(400), np.arange(400, 600)
         split = types.SimpleNamespace(
-            unseen=lore.data.take_users(truth.prefs, unseen),
-            unseen_heldout=lore.data.take_users(truth.heldout, unseen),
+            unseen=lore.take_users(truth.prefs, unseen),
+            unseen_heldout=lore.take_users(truth.heldout, unseen),
         )
-        known = lore.data.take_users(truth.prefs, seen)
+        known = lore.take_users(truth.prefs, seen)
         yield split, lore.fit(known, rank=rank, key=keys[1])
 
 
@@ -82,7 +82,7 @@ def predict_all(split, fitted: lore.Fitted, seed: int, found: dict) -> None:
     basis, prior, temperature = fitted.basis, fitted.prior, fitted.temperature
     likelihood = lore.AdaptConfig.maximum_likelihood(temperature=temperature)
     for shots in SHOTS:
-        few = lore.data.take_shots(split.unseen, shots, seed=seed)
+        few = lore.take_shots(split.unseen, shots, seed=seed)
         chances = {"integrated": lore.predict_proba(basis, few, prior, heldout)}
         for name, adapted in (
             ("plugged in", lore.adapt(basis, few, prior=prior)),
@@ -95,9 +95,9 @@ def predict_all(split, fitted: lore.Fitted, seed: int, found: dict) -> None:
             parts = {"log-loss": -np.log(p), "Brier": (1 - p) ** 2}
             for quantity, values in parts.items():
                 stored = values[np.asarray(heldout.order)].astype(np.float32)
-                mean = lore.evaluate.per_user_mean(stored, heldout)
+                mean = lore.evaluation.per_user_mean(stored, heldout)
                 found.setdefault((name, shots, quantity), []).append(np.asarray(mean))
-            error = lore.evaluate.calibration(p).expected_error
+            error = lore.evaluation.calibration(p).expected_error
             found.setdefault((name, shots, "ECE"), []).append(error)
         ids = heldout.ids
         users = np.arange(heldout.num_users) if ids is None else ids.users

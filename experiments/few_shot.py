@@ -40,7 +40,7 @@ def parser(doc: str | None, ranks: list[int]) -> argparse.ArgumentParser:
 def fits(rank: int, splits: int, out: pathlib.Path, holdout: str) -> Iterator:
     """Yields (split, fitted); fits are kept under `out` and read again from there."""
     out.mkdir(parents=True, exist_ok=True)
-    votes = lore.datasets.load("bowling_green")
+    votes = lore.data.load_bowling_green()
     for seed in range(splits):
         split = votes.split(seed=seed, holdout=holdout)
         name = f"lore_jax-{lore.__version__}-{holdout}-k{rank}-split{seed}"
@@ -84,7 +84,7 @@ def adapt_all(split, fitted: lore.Fitted, seed: int, found: dict) -> None:
     likelihood = lore.AdaptConfig.maximum_likelihood(temperature=fitted.temperature)
     mean = np.asarray(fitted.prior.mean)[None]
     for shots in SHOTS:
-        few = lore.data.take_shots(split.unseen, shots, seed=seed)
+        few = lore.take_shots(split.unseen, shots, seed=seed)
         weights = {
             "default": lore.adapt(fitted.basis, few, prior=fitted.prior).weights,
             "population": np.repeat(mean, few.num_users, axis=0),

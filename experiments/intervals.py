@@ -24,7 +24,7 @@ def bootstrap(
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> lore.evaluate.Interval:
+) -> lore.evaluation.Interval:
     """Macro mean, splits counting equally, with a cluster bootstrap over users.
 
     Distinct users are drawn with replacement and take their values of all splits along.
@@ -81,14 +81,14 @@ def bootstrap(
         samples = samples + size * rng.standard_t(splits - 1, resamples)
     tail = (1 - level) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
-    return lore.evaluate.Interval(
+    return lore.evaluation.Interval(
         float(point.mean()), float(low), float(high), len(ids)
     )
 
 
 def paired(
     first: Sequence[Any], second: Sequence[Any], users: Sequence[Any], **settings
-) -> lore.evaluate.Interval:
+) -> lore.evaluation.Interval:
     """``bootstrap`` of first − second, user by user, split by split."""
     pairs = zip(first, second, strict=True)
     return bootstrap([np.subtract(a, b) for a, b in pairs], users, **settings)

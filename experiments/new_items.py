@@ -33,7 +33,7 @@ SIZES = {  # rows of training, features, users, pairs of each
 
 def statements(size: int | None, seed: int) -> lore.data.FourWay:
     """A split of the votes on `size` random statements, None for all of them."""
-    votes = lore.datasets.load("bowling_green")
+    votes = lore.data.load_bowling_green()
     rows = np.arange(len(votes.features))
     if size is not None:
         rows = np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
@@ -116,13 +116,13 @@ def measure(split, rank: int, seed: int, found: dict, published: bool) -> None:
         accuracy = lore.accuracy(fitted.basis, fitted.weights, test)
         add(found, name, "seen", accuracy)
         for shots in SHOTS:
-            few = scale(lore.data.take_shots(split.unseen, shots, seed=seed))
+            few = scale(lore.take_shots(split.unseen, shots, seed=seed))
             new = lore.adapt(fitted.basis, few, **how)
             accuracy = lore.accuracy(fitted.basis, new.weights, split.unseen_heldout)
             add(found, name, label(shots), accuracy)
         if "prior" in how:
             chance = lore.predict_proba(fitted.basis, split.seen, fitted.prior, test)
-            error = lore.evaluate.calibration(chance, np.ones(len(chance)))
+            error = lore.evaluation.calibration(chance, np.ones(len(chance)))
             found.setdefault((name, "calibration"), []).append(error.expected_error)
             found.setdefault((name, "log-loss"), []).append(error.log_loss)
 

@@ -269,14 +269,14 @@ def take_shots(split: Split, shots: int | None, seed: int) -> lore.Preferences:
     """
     prefs = split.data.unseen
     if shots is None or split.shots == "pairs":
-        return lore.data.take_shots(prefs, shots, seed=seed)
+        return lore.take_shots(prefs, shots, seed=seed)
     key = np.asarray(prefs.user, np.int64) << 32 | split.unit.astype(np.int64)
     distinct, place = np.unique(key, return_inverse=True)
     owner = distinct >> 32
     order = np.lexsort((np.random.default_rng(seed).random(len(distinct)), owner))
     rank = np.empty(len(distinct), int)
     rank[order] = np.arange(len(distinct)) - np.searchsorted(owner, owner[order])
-    return lore.data.take_pairs(prefs, rank[place] < shots)
+    return lore.take_pairs(prefs, rank[place] < shots)
 
 
 def count_shown(split: Split, shots: int | None, seed: int) -> dict:

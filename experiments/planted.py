@@ -55,10 +55,10 @@ class Planted:
     def load(self) -> Split:
         """The four parts; the reference head is the planted mean direction."""
         problem = _draw(self.seed, self.most, self.facts)
-        shown = lore.data.take_shots(problem.prefs, self.pairs, seed=self.seed)
+        shown = lore.take_shots(problem.prefs, self.pairs, seed=self.seed)
         sides = np.split(np.arange(shown.num_users), [self.facts[0]])
         parts = [
-            compact(lore.data.take_users(prefs, users))
+            compact(lore.take_users(prefs, users))
             for users in sides
             for prefs in (shown, problem.heldout)
         ]
@@ -75,9 +75,9 @@ class Planted:
 
 
 @functools.lru_cache(maxsize=1)
-def _draw(seed: int, most: int, facts: tuple) -> lore.population.Planted:
+def _draw(seed: int, most: int, facts: tuple) -> lore.data.Planted:
     asked = dict(zip(FACTS, facts))
-    return lore.population.planted(
+    return lore.data.planted(
         jax.random.key(seed),
         num_users=asked["users"] + asked["new_users"],
         pairs_per_user=most,

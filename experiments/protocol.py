@@ -206,11 +206,11 @@ def judge(margins, prefs: lore.Preferences) -> tuple[dict, float]:
         "_log_loss": loss,
         "_brier": (chance - label) ** 2,
     }
-    users = {n: lore.evaluate.per_user_mean(v, prefs) for n, v in found.items()}
+    users = {n: lore.evaluation.per_user_mean(v, prefs) for n, v in found.items()}
     if not len(margins):
         return users, float("nan")
     sure = np.where(chance == 0.5, np.float32(0.5), label)  # neither side is predicted
-    return users, lore.evaluate.calibration(chance, sure).expected_error
+    return users, lore.evaluation.calibration(chance, sure).expected_error
 
 
 def stored_margins(weights, prefs: lore.Preferences, temperature: float):

@@ -51,7 +51,7 @@ def main() -> None:
     if args.splits < 1 or args.rank < 2:
         parser.error("--splits must be at least 1 and --rank at least 2")
     start = time.perf_counter()
-    votes = lore.datasets.load("bowling_green")
+    votes = lore.data.load_bowling_green()
     people = len(votes.user_ids)
     print(
         f"bowling_green: {people} people, {len(votes.features)} statements, "
@@ -139,7 +139,7 @@ def share(interval: dict) -> tuple[float, ...]:
 
 def one_split(split, rank: int, seed: int, holdout, cells, judgements, bar) -> None:
     """Adds one split's float[U] accuracies to `cells[method][column]`."""
-    shots = {label(n): lore.data.take_shots(split.unseen, n, seed=seed) for n in SHOTS}
+    shots = {label(n): lore.take_shots(split.unseen, n, seed=seed) for n in SHOTS}
     for name, prefs in shots.items():
         counted = lore.data.count_judgements(prefs)
         judgements.setdefault(f"unseen {name}", []).append(counted.mean())

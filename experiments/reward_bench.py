@@ -224,7 +224,7 @@ def main(argv=None) -> dict:
     features, head = load_features(known.out), load_array(known.out / "head.npy")
     fitted = None if args.fit is None else lore.load(args.fit)
     found = columns(fitted, head, args.users)
-    source = lore.data.ArraySource(features)
+    source = lore.ArraySource(features)
     rewards = lore.project(source, np.stack(list(found.values()), 1).astype(np.float32))
     table = {name: evaluate(prompts, rewards[:, i]) for i, name in enumerate(found)}
     write(args.out, table, {"fit": str(args.fit), "prompts": len(prompts)})

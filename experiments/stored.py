@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lore_jax import files
+from lore_jax.io import files
 
 MAX_HEADER = 1 << 20  # bytes of the header of an array
 

@@ -57,7 +57,7 @@ def known_truth(run: Run, source: Planted, shots: int | None, trials: int) -> Ce
         collect(values, errors, part, rows)
         found: list = []
         for trial in range(trials):
-            few = lore.data.take_shots(shown, shots, seed=1000 * source.seed + trial)
+            few = lore.take_shots(shown, shots, seed=1000 * source.seed + trial)
             p = lore.adapt(eye, few, config=config).weights
             found.append(judge(stored_margins(p, prefs, 1.0), prefs))
         mean = {n: sum(users[n] for users, _ in found) / trials for n in found[0][0]}

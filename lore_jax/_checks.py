@@ -15,7 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax.backend import sized
+from lore_jax._backend import sized
 
 _BLOCK_BYTES = 1 << 26
 

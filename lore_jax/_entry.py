@@ -13,7 +13,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from lore_jax import _checks
 
 P = ParamSpec("P")
+
 R = TypeVar("R")
+
 
 # NaN is the documented value of users without pairs, and masked branches may hold it:
 # inputs are checked instead. Promotion follows JAX's default.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lore_jax import _checks
-from lore_jax.backend import sized
+from lore_jax._backend import sized
 
 
 def rounded(table: np.ndarray, dtype: Any) -> np.ndarray:

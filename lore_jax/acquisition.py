@@ -20,11 +20,13 @@ from jax import lax
 
 from lore_jax import _checks
 from lore_jax._entry import public
-from lore_jax.mixture import Mixture, margin_moments
-from lore_jax.predict import map_pairs
-from lore_jax.types import Preferences, Prior
+from lore_jax._posterior.moments import Mixture, margin_moments
+from lore_jax.prediction import map_pairs
+from lore_jax.preferences import Preferences
+from lore_jax.prior import Prior
 
 _EXACT = lax.Precision.HIGHEST
+
 _METHODS = ("information", "margin", "random")
 
 

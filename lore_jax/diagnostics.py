@@ -7,12 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax.floor import project_rows
+from lore_jax._pairs.blocks import project_rows
+from lore_jax.preferences import Preferences
 from lore_jax.results import Fitted
-from lore_jax.types import Preferences
 
 _COLLAPSED = 0.02
+
 _COMPARED = 500  # responses and users that starts are compared on, at most
+
 _ENUMERATED = 6
 
 

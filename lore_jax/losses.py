@@ -9,8 +9,8 @@ import numpy as np
 
 from lore_jax import _checks, _tables
 from lore_jax._entry import public
-from lore_jax.reward import mixture_weights, project, stored_margins
-from lore_jax.types import Preferences, RewardParams
+from lore_jax.model import RewardParams, mixture_weights, project, stored_margins
+from lore_jax.preferences import Preferences
 
 
 @public()

@@ -1,4 +1,4 @@
-"""The prior over users and its posterior: a finite mixture on the simplex.
+"""The prior over users: a finite mixture on the simplex, and its equations.
 
 With atoms a on the simplex and prior weights π, a user with pairs z_n has posterior
 weights ∝ π_a · (Π_n σ(z_n · a / T))^η with η = (number of pairs)^−γ.
@@ -7,21 +7,58 @@ weights ∝ π_a · (Π_n σ(z_n · a / T))^η with η = (number of pairs)^−γ
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import lax
 
 from lore_jax import _checks
-from lore_jax.backend import sized
-from lore_jax.types import Prior
 
 _EXACT = lax.Precision.HIGHEST
-_CHUNK_CELLS = 1 << 15, 1 << 22  # users × atoms
-_WRITTEN = 12  # directions up to which margins are written out, not multiplied
-_PART = 160  # pairs of one user in a row; more are taken side by side, as users are
-_GROUP = 10  # pairs under one logarithm: Σ log(1 + e) = log Π (1 + e) ≤ 10 log 2
+
+
+class Prior(struct.PyTreeNode):
+    """What is believed of a user before any pair: a finite mixture on the simplex.
+
+    Attributes:
+      atoms: float[A, K], points of the simplex.
+      log_weights: float[A], log π, normalised.
+      concentration: κ, float[]. Strength of the refinement's pull towards the
+        posterior mean of a user with ten pairs, in pairs; infinity keeps the posterior
+        mean itself.
+      tempering: γ ≥ 0, float[]. The likelihood of a user with n pairs counts with power
+        η = n^−γ: pairs of one user share responses and are not independent, so n of
+        them are worth n^(1−γ).
+      spread: ρ ≥ 0, float[], how much of the posterior's covariance `predict_proba`
+        integrates over; `fit` learns it. The default gains less than a learned one.
+      decay: δ, float[]. With n pairs the pull is κ_n = κ (n / 10)^−δ: above 0 where
+        the atoms lie too far apart for users with many pairs.
+      margin_scale: s > 0, float[]. `predict_proba` takes margins s-fold: above 1 where
+        a regularised basis is less sure than it should be; `fit` learns it with ρ.
+      temperature: T of the rewards that the atoms mix.
+    """
+
+    atoms: jax.Array
+    log_weights: jax.Array
+    concentration: jax.Array
+    tempering: jax.Array
+    spread: Any = np.float32(0.1)
+    decay: Any = np.float32(0.0)
+    margin_scale: Any = np.float32(1.0)
+    temperature: float = struct.field(pytree_node=False, default=1.0)
+
+    @property
+    def mean(self) -> jax.Array:
+        """float[K], Σ_a π_a atom_a: the weights of a user without pairs."""
+        return mixture_mean(jax.nn.softmax(self.log_weights), self.atoms)
+
+
+def mixture_mean(probabilities: jax.Array, atoms: jax.Array) -> jax.Array:
+    """Σ_a probabilities[..., a] · atoms[a, K] at full precision."""
+    return jnp.matmul(probabilities, atoms, precision=jax.lax.Precision.HIGHEST)
 
 
 def spread_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:
@@ -91,124 +128,6 @@ def check_prior(prior: Prior, rank: int) -> None:
     _checks.check_positive(prior.temperature, "prior.temperature")
 
 
-def log_likelihoods(
-    z: jax.Array,
-    weight: jax.Array,
-    label: jax.Array | None,
-    atoms: jax.Array,
-    *,
-    unit_weights: bool = False,
-) -> jax.Array:
-    """Log-likelihood of users under every atom, a chunk of users at a time.
-
-    Args:
-      z: float[U, P, K] at T = 1.
-      weight: float[U, P], 0 for padding.
-      label: float[U, P] or None.
-      atoms: float[A, K].
-      unit_weights: weights are 0 or 1, so that one logarithm serves a group of pairs:
-        Σ log(1 + e) = log Π (1 + e).
-
-    Returns:
-      float[U, A].
-    """
-    users, length = weight.shape
-    part = min(length, _PART)
-    parts = -(-length // part)
-
-    def side_by_side(x):
-        pad = ((0, 0), (0, parts * part - length)) + ((0, 0),) * (x.ndim - 2)
-        return jnp.pad(x, pad).reshape(-1, part, *x.shape[2:])
-
-    arrays = jax.tree.map(side_by_side, (z, weight, label))
-    function = functools.partial(likelihood_table, atoms, unit_weights)
-    table = _in_chunks(function, len(atoms), unit_weights, *arrays)
-    return table.reshape(users, parts, -1).sum(1)
-
-
-def group_size(num_pairs: int, unit_weights: bool) -> int:
-    """How many of P pairs `likelihood_table` takes at once."""
-    if not unit_weights:
-        return 1
-    return num_pairs if num_pairs < 6 else min(_GROUP, max(5, -(-num_pairs // 2)))
-
-
-def chunk_users(num_atoms: int) -> int:
-    """Users whose tables fill a core's cache, or the cores of an accelerator."""
-    return 1 << max(1, sized(*_CHUNK_CELLS) // num_atoms).bit_length() - 1
-
-
-def users_last(group: int, x: jax.Array) -> jax.Array:
-    """float[B, P, …] as groups of g pairs with users minor-most, float[G, g, …, B]."""
-    pad = ((0, 0), (0, -x.shape[1] % group)) + ((0, 0),) * (x.ndim - 2)
-    x = jnp.pad(x, pad).reshape(len(x), -1, group, *x.shape[2:])
-    return jnp.moveaxis(x, 0, -1)
-
-
-def likelihood_table(atoms, unit_weights, z, weight, label):
-    """Log-likelihood of a chunk of users under every atom: float[A, B].
-
-    log P(y) = log σ(m) − (1 − y) m, for z float[G, g, K, B] and the others float[G, g,
-    B] from `users_last`. The loop over groups also keeps XLA from working out the
-    logarithms once for every reader of the table. Padding becomes pairs with margin 0,
-    log 2 each, because it vectorises logarithms only without a weight to broadcast.
-    """
-    rank = atoms.shape[1]
-    written = unit_weights and len(z) > 1 and rank <= _WRITTEN
-    shared = functools.partial(jnp.matmul, atoms, precision=_EXACT)
-
-    def margins(z, i):
-        if not written:
-            return shared(z[i])
-        # With z[i][k] for z[i, k] XLA's loop is five times slower.
-        parts = (atoms[:, k, None] * z[i, k][None] for k in range(rank))
-        return functools.reduce(jnp.add, parts)
-
-    def add(total, pairs):
-        z, weight = pairs
-        low, product = 0, 1
-        for i in range(len(z)):
-            m = margins(z, i)
-            e = jnp.exp(-jnp.abs(m))
-            if unit_weights:
-                low, product = low + jnp.minimum(m, 0), product * (1 + e)
-            else:
-                low = low + weight[i][None] * (jnp.minimum(m, 0) - jnp.log1p(e))
-        return total + (low - jnp.log(product) if unit_weights else low), None
-
-    # Varies over a mesh like z does, so that shard_map accepts the loop.
-    start = jnp.where(False, z[0, 0, 0], 0)
-    if unit_weights:
-        padding = weight.shape[0] * weight.shape[1] - jnp.sum(weight, axis=(0, 1))
-        start = start + math.log(2) * padding
-    start = jnp.broadcast_to(start, (len(atoms), z.shape[-1]))
-    if label is not None:
-        start = start - shared(jnp.sum((weight * (1 - label))[:, :, None] * z, (0, 1)))
-    if unit_weights:
-        z = z * weight[:, :, None]
-    return lax.scan(add, start, (z, weight))[0]
-
-
-def _in_chunks(function, num_atoms, unit_weights, z, weight, label):
-    """`function` of (z, weight, label) from `users_last`, float[…, B]: float[U, …]."""
-    users, length = weight.shape
-    lay_out = functools.partial(users_last, group_size(length, unit_weights))
-    size = min(chunk_users(num_atoms), users)
-    whole = users // size * size
-    arrays = z, weight, label
-
-    def run(arrays):
-        return jnp.moveaxis(function(*arrays), -1, 0)
-
-    head = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), arrays)
-    out = lax.map(run, jax.tree.map(jax.vmap(lay_out), head))
-    out = out.reshape(whole, *out.shape[2:])
-    if whole == users:
-        return out
-    tail = jax.tree.map(lambda x: lay_out(x[whole:]), arrays)
-    return jnp.concatenate([out, run(tail)])
-
-
 def likelihood_power(num_pairs: jax.Array, tempering: jax.Array) -> jax.Array:
     """η = n^−γ, the power of the likelihood of a user with n (weighted) pairs."""
     return jnp.maximum(num_pairs, 1) ** -tempering
@@ -219,34 +138,6 @@ def pull_towards_mean(num_pairs: jax.Array, prior: Prior) -> jax.Array:
     finite = jnp.isfinite(prior.concentration)
     pull = jnp.where(finite, prior.concentration, 1)
     return pull * (jnp.maximum(num_pairs, 1) / 10) ** -prior.decay
-
-
-def posterior_mean(
-    z: jax.Array,
-    weight: jax.Array,
-    label: jax.Array | None,
-    prior: Prior,
-    *,
-    unit_weights: bool = False,
-) -> jax.Array:
-    """p̄ = Σ_a posterior_a · atom_a, float[U, K]; the arguments as above."""
-
-    def mean_of(table, total):
-        power = likelihood_power(total, prior.tempering)
-        joint = power[None] * table + prior.log_weights[:, None]
-        share = jnp.exp(joint - lax.stop_gradient(jnp.max(joint, axis=0))[None])
-        mean = jnp.matmul(prior.atoms.T, share, precision=_EXACT)
-        return mean / jnp.sum(share, axis=0)[None]
-
-    def users(z, weight, label):
-        table = likelihood_table(prior.atoms, unit_weights, z, weight, label)
-        return mean_of(table, jnp.sum(weight, axis=(0, 1)))
-
-    if weight.shape[1] <= _PART:
-        return _in_chunks(users, len(prior.atoms), unit_weights, z, weight, label)
-    arrays = z, weight, label, prior.atoms
-    table = log_likelihoods(*arrays, unit_weights=unit_weights)
-    return mean_of(table.T, jnp.sum(weight, axis=1)).T
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
@@ -275,3 +166,40 @@ def learn_log_weights(
         return jnp.log(share / share.sum()), None
 
     return lax.scan(step, start, length=num_steps)[0]
+
+
+def make_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:
+    """The K vertices and at least `num_atoms` points spread over the simplex.
+
+    At rank 2 the points are evenly spaced.
+    """
+    vertices = jnp.eye(rank, dtype=dtype or jnp.result_type(float))
+    if rank == 1 or num_atoms == 0:
+        return vertices
+    if rank == 2:
+        first = jnp.arange(1, num_atoms + 1, dtype=vertices.dtype) / (num_atoms + 1)
+        return jnp.concatenate([vertices, jnp.stack([first, 1 - first], 1)])
+    spread = spread_atoms(key, rank, num_atoms, vertices.dtype)
+    return jnp.concatenate([vertices, spread])
+
+
+def make_prior(
+    atoms, log_weights, tempering, concentration, temperature, decay=0.0
+) -> Prior:
+    """A `Prior` from plain numbers, in the dtype of `atoms`."""
+    return Prior(
+        atoms=atoms,
+        log_weights=jnp.asarray(log_weights, atoms.dtype),
+        concentration=jnp.asarray(concentration, atoms.dtype),
+        tempering=jnp.asarray(tempering, atoms.dtype),
+        decay=jnp.asarray(decay, atoms.dtype),
+        temperature=temperature,
+    )
+
+
+def with_settings(prior: Prior, settings: dict) -> Prior:
+    """The prior with other numbers, in its own dtype."""
+    dtype = prior.atoms.dtype
+    return prior.replace(
+        **{name: jnp.asarray(x, dtype) for name, x in settings.items()}
+    )

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 from flax import struct
 
-from lore_jax.types import Ids, Prior, RewardParams
+from lore_jax.model import RewardParams
+from lore_jax.preferences import Ids
+from lore_jax.prior import Prior
 
 
 class Metrics(NamedTuple):

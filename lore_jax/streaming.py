@@ -18,15 +18,20 @@ from flax import struct
 
 from lore_jax import _checks, _ids, _tables
 from lore_jax._entry import public
-from lore_jax.floor import chunk_reader, chunks, project_rows
-from lore_jax.prior import check_prior
-from lore_jax.quadratic import pair_sums, refine
-from lore_jax.types import Ids, Preferences, Prior
+from lore_jax._pairs.blocks import project_rows
+from lore_jax._pairs.pack import chunk_reader, chunks
+from lore_jax._posterior.sums import pair_sums, refine
+from lore_jax.preferences import Ids, Preferences
+from lore_jax.prior import Prior, check_prior
 
 FORMAT = "lore_jax.users"
+
 VERSION = 1
+
 _CHUNKS = (16384, 1024, 64)
+
 _SUMS = ("table", "linear", "quadratic", "num_pairs")
+
 _PRIOR = (
     *("atoms", "log_weights", "concentration", "tempering", "spread", "decay"),
     "margin_scale",

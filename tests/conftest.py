@@ -72,7 +72,7 @@ def make_preferences():
 @pytest.fixture(scope="session")
 def planted():
     """24 users, 2 directions, choices nearly without noise."""
-    return lore.population.planted(
+    return lore.data.planted(
         jax.random.key(7),
         num_users=24,
         pairs_per_user=15,

@@ -153,7 +153,7 @@ def learned_prior(rng, alpha, rank, pairs, users, **config):
     import jax
 
     import lore_jax as lore
-    from lore_jax.selection import learn_prior
+    from lore_jax._train.refinement import learn_prior
 
     _, z, _ = population(rng, alpha, rank, pairs, users, new_pairs=0)
     prior, _ = learn_prior(

@@ -139,15 +139,13 @@ def curve(method, *, users=200, rounds=8, offered=20, seed=0):
     asked = np.zeros(users * offered, bool)
     accuracies = []
     for step in range(rounds):
-        seen = lore.data.take_pairs(pool, asked)
-        left = lore.data.take_pairs(pool, ~asked)
+        seen = lore.take_pairs(pool, asked)
+        left = lore.take_pairs(pool, ~asked)
         key = jax.random.key(step) if method == "random" else None
         scores = acquisition.score_pairs(eye, seen, prior, left, method=method, key=key)
         best = acquisition.best_pairs(scores, left)[:, 0]
         asked[np.flatnonzero(~asked)[best]] = True
-        weights = lore.adapt(
-            eye, lore.data.take_pairs(pool, asked), prior=prior
-        ).weights
+        weights = lore.adapt(eye, lore.take_pairs(pool, asked), prior=prior).weights
         accuracies.append(oracle.expected_accuracy(truth, weights, new).mean())
     return np.array(accuracies)
 

@@ -11,30 +11,58 @@ import lore_jax
 
 ROOT = pathlib.Path(lore_jax.__file__).parent
 LAYERS = (
-    {"backend", "files"},
-    {"_checks"},
-    {"_entry", "_ids", "_tables"},
-    {"_votes", "_records"},
-    {"types", "config"},
-    {"splits"},
-    {"data", "results", "reward"},
-    {"losses", "population", "floor", "interior"},
-    {"simplex", "coordinates"},
-    {"prior", "descent", "starts"},
-    {"mixture", "quadratic", "buckets"},
-    {"adapt", "diagnostics", "evaluate"},
-    {"predict", "validation"},
-    {"selection", "reference", "marginal", "streaming", "progress"},
-    {"trainer"},
-    {"search"},
-    {"recipe"},
-    {"train", "acquisition"},
-    {"datasets", "checkpoint"},
+    {"_backend", "config", "io.files"},
+    {"_checks", "_solve.interior_point"},
+    {"_entry", "_ids", "_tables", "prior"},
+    {"_posterior.table", "_solve.simplex", "data.votes", "io.records", "preferences"},
+    {
+        "_pairs.pack",
+        "_pairs.used_rows",
+        "_posterior.moments",
+        "_posterior.sums",
+        "data.simulate",
+        "data.splits",
+        "model",
+    },
+    {"_pairs.blocks", "data.bowling_green", "losses", "results"},
+    {
+        "_train.coordinates",
+        "_train.steps",
+        "adaptation",
+        "data",
+        "diagnostics",
+        "evaluation",
+        "streaming",
+    },
+    {
+        "_train.marginal",
+        "_train.published",
+        "_train.resume",
+        "_train.starts",
+        "_train.validation",
+        "prediction",
+    },
+    {"_train.refinement", "_train.trainer", "acquisition", "io.checkpoint"},
+    {"_train.search"},
+    {"_train.recipe"},
+    {"fitting"},
     {"__init__"},
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(ROOT.glob("*.py"))
-TOUCH_FILES = {"datasets", "checkpoint", "files"}
+MODULES = sorted(
+    path
+    for path in ROOT.rglob("*.py")
+    if path.name != "__init__.py" or path.parent.name in ("lore_jax", "data")
+)
+
+
+def label(path):
+    """`lore_jax/_train/search.py` → "_train.search"."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and parts[:-1] else parts)
+
+
+TOUCH_FILES = {"data.bowling_green", "io.checkpoint", "io.files"}
 FILE_CALLS = {
     *("open", "read_text", "write_text", "read_bytes", "write_bytes", "unlink"),
     *("save", "savez", "load", "memmap", "tofile", "fromfile", "mkdir", "safe_open"),
@@ -60,6 +88,8 @@ def imported(path):
             yield node.module
             if node.module == "lore_jax":
                 yield from (f"lore_jax.{alias.name}" for alias in node.names)
+            elif node.module.startswith("lore_jax."):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def called(path):
@@ -71,15 +101,15 @@ def called(path):
 
 
 def own(name):
-    """`lore_jax.simplex` → "simplex"."""
-    return name.split(".")[1] if name.startswith("lore_jax.") else None
+    """`lore_jax._solve.simplex` → "_solve.simplex"."""
+    return name.removeprefix("lore_jax.") if name.startswith("lore_jax.") else None
 
 
-by_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+by_module = pytest.mark.parametrize("path", MODULES, ids=label)
 
 
 def test_every_module_has_a_layer_and_every_layer_its_modules():
-    assert {path.stem for path in MODULES} == set(LAYER)
+    assert {label(path) for path in MODULES} == set(LAYER)
 
 
 @by_module
@@ -87,19 +117,19 @@ def test_imports_point_down(path):
     below = {
         target
         for target in map(own, imported(path))
-        if target in LAYER and LAYER[target] >= LAYER[path.stem]
+        if target in LAYER and LAYER[target] >= LAYER[label(path)]
     }
-    assert not below, f"{path.stem} imports {below}, which is not below it"
+    assert not below, f"{label(path)} imports {below}, which is not below it"
 
 
 @by_module
 def test_only_the_package_itself_is_imported_from(path):
-    allowed = {"jax", "flax", "optax", "numpy", "ml_dtypes", "lore_jax"}
-    if path.stem == "_checks":
+    allowed = {"jax", "flax", "optax", "numpy", "lore_jax"}
+    if label(path) == "_checks":
         allowed.add("chex")
-    if path.stem == "files":
+    if label(path) == "io.files":
         allowed.add("safetensors")
-    if path.stem == "diagnostics":  # Inside `plot`, for who has it.
+    if label(path) == "diagnostics":  # Inside `plot`, for who has it.
         allowed.add("matplotlib")
     for name in imported(path):
         top = name.split(".")[0]
@@ -109,7 +139,7 @@ def test_only_the_package_itself_is_imported_from(path):
 
 @by_module
 def test_no_module_is_two_modules(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
 
 
 @by_module
@@ -128,7 +158,7 @@ def test_the_library_never_prints_asserts_or_configures_jax(path):
 
 @by_module
 def test_files_are_touched_only_where_they_may_be(path):
-    if path.stem in TOUCH_FILES:
+    if label(path) in TOUCH_FILES:
         return
     assert not FILE_MODULES & set(imported(path))
     for name, node in called(path):
@@ -147,9 +177,9 @@ def test_the_public_surface():
     promised = (
         "Preferences RewardParams TrainConfig AdaptConfig init_params reward "
         "reward_from_weights bradley_terry_loss fit adapt accuracy score save load "
-        "mixture_weights project margins evaluate population data datasets losses "
+        "mixture_weights project margins evaluation data losses "
         "posterior predict_proba start_users observe weights merge score_pairs "
-        "best_pairs acquisition predict streaming"
+        "best_pairs acquisition prediction streaming"
     )
     missing = [name for name in promised.split() if not hasattr(lore_jax, name)]
     assert not missing

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import backend
+from lore_jax import _backend
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 100])
@@ -21,15 +21,15 @@ def test_every_item_is_seen_once(count):
         with lock:
             seen.append(item)
 
-    backend.for_each(see, iter(range(count)))
+    _backend.for_each(see, iter(range(count)))
     assert sorted(seen) == list(range(count))
 
 
 def test_items_run_at_the_same_time(monkeypatch):
     """Both wait for each other: one thread alone would time out."""
-    monkeypatch.setattr(backend.multiprocessing, "cpu_count", lambda: 2)
+    monkeypatch.setattr(_backend.multiprocessing, "cpu_count", lambda: 2)
     barrier = threading.Barrier(2)
-    backend.for_each(lambda _: barrier.wait(timeout=30), range(2))
+    _backend.for_each(lambda _: barrier.wait(timeout=30), range(2))
 
 
 def test_an_item_may_have_items_of_its_own():
@@ -37,10 +37,10 @@ def test_an_item_may_have_items_of_its_own():
     seen = []
 
     def outer(i):
-        backend.for_each(lambda j: seen.append((i, j)), range(3))
+        _backend.for_each(lambda j: seen.append((i, j)), range(3))
 
     caller = threading.Thread(
-        target=backend.for_each, args=(outer, range(20)), daemon=True
+        target=_backend.for_each, args=(outer, range(20)), daemon=True
     )
     caller.start()
     caller.join(timeout=60)
@@ -55,7 +55,7 @@ def test_threads_keep_the_precision_of_the_caller():
 
     for double, kind in ((True, np.float64), (False, np.float32)):
         with jax.enable_x64(double):
-            backend.for_each(look, range(4))
+            _backend.for_each(look, range(4))
         assert kinds == [kind] * 4
 
 
@@ -70,13 +70,13 @@ def test_threads_draw_the_random_numbers_of_the_caller():
     ):
         with context:
             want = draw(0)
-            for got in backend.on_threads(draw, range(8)):
+            for got in _backend.on_threads(draw, range(8)):
                 np.testing.assert_array_equal(got, want)
 
 
 def test_results_come_in_the_order_of_the_items(monkeypatch):
     """Though the first is the last to be ready."""
-    monkeypatch.setattr(backend.multiprocessing, "cpu_count", lambda: 2)
+    monkeypatch.setattr(_backend.multiprocessing, "cpu_count", lambda: 2)
     others = threading.Event()
 
     def square(x):
@@ -85,7 +85,7 @@ def test_results_come_in_the_order_of_the_items(monkeypatch):
         others.set()
         return x * x
 
-    assert backend.on_threads(square, iter(range(5))) == [0, 1, 4, 9, 16]
+    assert _backend.on_threads(square, iter(range(5))) == [0, 1, 4, 9, 16]
 
 
 def test_an_error_of_one_item_reaches_the_caller():
@@ -94,7 +94,7 @@ def test_an_error_of_one_item_reaches_the_caller():
             raise ValueError("item 3")
 
     with pytest.raises(ValueError, match="item 3"):
-        backend.for_each(fail, range(5))
+        _backend.for_each(fail, range(5))
 
 
 def test_a_batch_of_several_chunks_is_adapted_in_double_precision():
@@ -104,7 +104,7 @@ def test_a_batch_of_several_chunks_is_adapted_in_double_precision():
     with jax.enable_x64(True):
         prefs = lore.Preferences.from_ragged(list(rng.normal(size=(1100, 2, 3))))
         new = lore.adapt(np.eye(3), prefs, config=config, init=start)
-        last = lore.data.take_users(prefs, np.arange(1090, 1100))
+        last = lore.take_users(prefs, np.arange(1090, 1100))
         few = lore.adapt(np.eye(3), last, config=config, init=start[1090:])
     assert new.weights.dtype == np.float64
     np.testing.assert_allclose(new.weights[1090:], few.weights, atol=1e-12)
@@ -117,8 +117,8 @@ x = np.random.default_rng(0).normal(size=(256, 64, 80)).astype(np.float32)
 matrices = x @ x.transpose(0, 2, 1)
 @jax.jit
 def solve(m):
-    root = jax.vmap(backend.cholesky)(m)
-    return [jax.vmap(backend.solve_lower)(root, m[..., k:k + 9]) for k in range(6)]
+    root = jax.vmap(_backend.cholesky)(m)
+    return [jax.vmap(_backend.solve_lower)(root, m[..., k:k + 9]) for k in range(6)]
 def work():
     for _ in range(20):
         jax.block_until_ready(solve(matrices))
@@ -138,10 +138,10 @@ def test_groups_of_systems_are_solved_like_one(size, rank):
     x = np.random.default_rng(0).normal(size=(2, size, rank, 2 * rank))
     with jax.enable_x64(True):
         matrices = jnp.asarray(x @ x.transpose(0, 1, 3, 2))
-        root = jax.vmap(jax.vmap(backend.cholesky))(matrices)
+        root = jax.vmap(jax.vmap(_backend.cholesky))(matrices)
         rhs = jnp.ones((rank, 1))
-        half = jax.vmap(jax.vmap(lambda r: backend.solve_lower(r, rhs)))(root)
-        out = jax.vmap(jax.vmap(backend.solve_upper))(root, half)
+        half = jax.vmap(jax.vmap(lambda r: _backend.solve_lower(r, rhs)))(root)
+        out = jax.vmap(jax.vmap(_backend.solve_upper))(root, half)
     np.testing.assert_allclose(root, np.linalg.cholesky(matrices), atol=1e-10)
     want = np.linalg.solve(np.asarray(matrices), np.ones((2, size, rank, 1)))
     np.testing.assert_allclose(out, want, rtol=1e-8, atol=1e-10)
@@ -150,6 +150,6 @@ def test_groups_of_systems_are_solved_like_one(size, rank):
 @pytest.mark.parametrize("some", [True, False])
 def test_a_function_apart_is_the_function_where_there_is_something(some):
     x = jnp.arange(3.0)
-    total, twice = backend.apart(lambda x: (x.sum(), 2 * x), jnp.array(some), x)
+    total, twice = _backend.apart(lambda x: (x.sum(), 2 * x), jnp.array(some), x)
     np.testing.assert_array_equal(total, 3.0 * some)
     np.testing.assert_array_equal(twice, [0, 2 * some, 4 * some])

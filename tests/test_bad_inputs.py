@@ -21,7 +21,7 @@ PRIOR = lore.Prior(
     temperature=3.0,
 )
 ML = lore.AdaptConfig.maximum_likelihood()
-SOURCE = lore.data.ArraySource(X)
+SOURCE = lore.ArraySource(X)
 
 
 def pairs(**changes):
@@ -49,7 +49,7 @@ def adapt(basis=BASIS, prefs=PREFS, **settings):
 
 def planted(**changes):
     sizes = dict(num_users=2, pairs_per_user=2, num_features=3, rank=2)
-    return lore.population.planted(KEY, **{**sizes, **changes})
+    return lore.data.planted(KEY, **{**sizes, **changes})
 
 
 def votes(**changes):
@@ -685,27 +685,27 @@ CASES = {
         "temperature must be positive and finite, got inf",
     ),
     "interval_level": (
-        lambda: lore.evaluate.bootstrap_interval([0.5], level=1.0),
+        lambda: lore.evaluation.bootstrap_interval([0.5], level=1.0),
         ValueError,
         r"level must be in \(0, 1\), got 1\.0",
     ),
     "interval_of_nobody": (
-        lambda: lore.evaluate.bootstrap_interval(np.array([np.nan])),
+        lambda: lore.evaluation.bootstrap_interval(np.array([np.nan])),
         ValueError,
         "values must hold at least one number in every split",
     ),
     "difference_of_other_users": (
-        lambda: lore.evaluate.paired_difference(np.zeros(3), np.zeros(4)),
+        lambda: lore.evaluation.paired_difference(np.zeros(3), np.zeros(4)),
         ValueError,
         r"first and second must hold the same users, got shapes \(3,\) and \(4,\)",
     ),
     "calibration_range": (
-        lambda: lore.evaluate.calibration([0.5, 1.1]),
+        lambda: lore.evaluation.calibration([0.5, 1.1]),
         ValueError,
         r"probability must be float\[N\] in \[0, 1\]",
     ),
     "calibration_label": (
-        lambda: lore.evaluate.calibration([0.5, 1.0], [1.0]),
+        lambda: lore.evaluation.calibration([0.5, 1.0], [1.0]),
         ValueError,
         "label must have one entry per pair",
     ),
@@ -721,27 +721,27 @@ CASES = {
         r"share=1\.0 of 4 users leaves no seen user",
     ),
     "shots_negative": (
-        lambda: lore.data.take_shots(PREFS, -1),
+        lambda: lore.take_shots(PREFS, -1),
         ValueError,
         "shots must be at least 0, got -1",
     ),
     "take_users_range": (
-        lambda: lore.data.take_users(PREFS, [0, 2]),
+        lambda: lore.take_users(PREFS, [0, 2]),
         ValueError,
         r"users must be in 0 … 1 \(num_users is 2\); users\[1\] is 2",
     ),
     "take_users_twice": (
-        lambda: lore.data.take_users(PREFS, [1, 1]),
+        lambda: lore.take_users(PREFS, [1, 1]),
         ValueError,
         "users must be distinct",
     ),
     "take_pairs_mask": (
-        lambda: lore.data.take_pairs(PREFS, np.ones(4, bool)),
+        lambda: lore.take_pairs(PREFS, np.ones(4, bool)),
         ValueError,
         r"keep must have one entry per pair, shape \(3,\), got \(4,\)",
     ),
     "take_pairs_range": (
-        lambda: lore.data.take_pairs(PREFS, [3]),
+        lambda: lore.take_pairs(PREFS, [3]),
         ValueError,
         r"keep must be in 0 … 2 \(N is 3\); keep\[0\] is 3",
     ),
@@ -781,32 +781,32 @@ CASES = {
         "features is a FeatureSource",
     ),
     "source_shape": (
-        lambda: lore.data.ArraySource(X[0]),
+        lambda: lore.ArraySource(X[0]),
         ValueError,
         r"array must be float\[M, D\], got \(4,\)",
     ),
     "source_block": (
-        lambda: lore.data.ArraySource(X, block_rows=0),
+        lambda: lore.ArraySource(X, block_rows=0),
         ValueError,
         "block_rows must be at least 1, got 0",
     ),
     "dirichlet_alpha": (
-        lambda: lore.population.dirichlet_users(KEY, 3, 0.0, 2),
+        lambda: lore.data.dirichlet_users(KEY, 3, 0.0, 2),
         ValueError,
         r"alpha must be positive and finite, got 0\.0",
     ),
     "choices_one_response": (
-        lambda: lore.population.simulate_choices(np.ones((3, 1, 2)), WEIGHTS),
+        lambda: lore.data.simulate_choices(np.ones((3, 1, 2)), WEIGHTS),
         ValueError,
         r"rewards must be float\[Q, R, J\] with R of at least 2",
     ),
     "choices_models": (
-        lambda: lore.population.simulate_choices(np.ones((3, 4, 5)), WEIGHTS),
+        lambda: lore.data.simulate_choices(np.ones((3, 4, 5)), WEIGHTS),
         ValueError,
         r"weights must be float\[U, J\] with J=5, got shape \(2, 2\)",
     ),
     "choices_prompts": (
-        lambda: lore.population.simulated_preferences(
+        lambda: lore.data.simulated_preferences(
             X, np.ones((2, 2, 2)), WEIGHTS, prompts=[[0, 2], [0, 1]]
         ),
         ValueError,
@@ -823,11 +823,6 @@ CASES = {
         r"label_noise .*1\.5",
     ),
     # files
-    "dataset_name": (
-        lambda: lore.datasets.load("mnist"),
-        ValueError,
-        "name must be 'bowling_green', got 'mnist'",
-    ),
     "save_params": (
         lambda: lore.save("never-written", params()),
         TypeError,

@@ -12,9 +12,9 @@ import safetensors
 import safetensors.numpy
 
 import lore_jax as lore
-from lore_jax import files
+from lore_jax.io import files
+from lore_jax.preferences import Ids
 from lore_jax.results import History
-from lore_jax.types import Ids
 
 
 def make_fit(num_users=4, num_features=5, *, pruned=False, names=True, seed=0):
@@ -327,7 +327,7 @@ def test_a_header_that_cannot_be_is_refused(tmp_path, header, load):
     path = tmp_path / "record"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ValueError, match="record is"):
-        getattr(lore.checkpoint, load)(path)
+        getattr(lore, load)(path)
 
 
 def test_a_header_longer_than_its_file_is_not_read(tmp_path):
@@ -420,8 +420,8 @@ def users():
 
 def test_users_round_trip(tmp_path, users):
     basis, prefs, state = users
-    lore.checkpoint.save_users(tmp_path / "users", state)
-    loaded = lore.checkpoint.load_users(tmp_path / "users")
+    lore.save_users(tmp_path / "users", state)
+    loaded = lore.load_users(tmp_path / "users")
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(loaded), strict=True):
         np.testing.assert_array_equal(a, b)
     assert loaded.user_ids.tolist() == ["Ünal", "b c"]
@@ -435,29 +435,29 @@ def test_users_round_trip(tmp_path, users):
 def test_damaged_and_foreign_users_are_refused(tmp_path, users, saved):
     path = tmp_path / "users"
     with pytest.raises(FileNotFoundError):
-        lore.checkpoint.load_users(path)
+        lore.load_users(path)
     with pytest.raises(TypeError, match="state"):
-        lore.checkpoint.save_users(path, make_fit())
+        lore.save_users(path, make_fit())
     with pytest.raises(ValueError, match="not a lore_jax set of users"):
-        lore.checkpoint.load_users(saved)
-    lore.checkpoint.save_users(path, users[2])
+        lore.load_users(saved)
+    lore.save_users(path, users[2])
     with pytest.raises(ValueError, match="not a lore_jax fit"):
         lore.load(path)
     content = path.read_bytes()
     for share in (0.0, 0.01, 0.5, 0.999):
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(ValueError, match="users is truncated"):
-            lore.checkpoint.load_users(path)
+            lore.load_users(path)
     arrays, metadata = lore.streaming.to_arrays(users[2])
     arrays["linear"] = arrays["linear"][:1]
     files.write_record(path, arrays, metadata)
     with pytest.raises(ValueError, match="users is damaged: linear"):
-        lore.checkpoint.load_users(path)
+        lore.load_users(path)
 
 
 def test_a_crash_while_saving_users_keeps_the_old_file(tmp_path, users, monkeypatch):
     path = tmp_path / "users"
-    lore.checkpoint.save_users(path, users[2])
+    lore.save_users(path, users[2])
     before = path.read_bytes()
 
     def fail(*_):
@@ -465,7 +465,7 @@ def test_a_crash_while_saving_users_keeps_the_old_file(tmp_path, users, monkeypa
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        lore.checkpoint.save_users(path, users[2])
+        lore.save_users(path, users[2])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -497,7 +497,7 @@ def test_sums_that_no_pairs_have_are_refused(
     arrays[name][place] = value
     files.write_record(path, arrays, metadata)
     with pytest.raises(ValueError, match=f"users is damaged: .*{message}"):
-        lore.checkpoint.load_users(path)
+        lore.load_users(path)
 
 
 @pytest.mark.parametrize("mark", ["", "0" * 31, "G" * 32])
@@ -506,6 +506,6 @@ def test_fingerprints_are_32_hex_digits(tmp_path, users, mark):
     arrays, metadata = lore.streaming.to_arrays(users[2])
     files.write_record(path, arrays, {**metadata, "fingerprint": mark})
     with pytest.raises(ValueError, match="users is damaged: fingerprint"):
-        lore.checkpoint.load_users(path)
+        lore.load_users(path)
     with pytest.raises(ValueError, match="fingerprint"):
-        lore.checkpoint.save_users(path, users[2].replace(fingerprint=mark))
+        lore.save_users(path, users[2].replace(fingerprint=mark))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import coordinates
+from lore_jax._train import coordinates
 
 CASES = "wide", "tall", "prompts", "differences", "weights"
 GRID = 0.0, 0.1, 1.0, 4.0, np.inf
@@ -225,7 +225,7 @@ def test_rows_that_no_pair_uses_have_no_part(case, leading):
     )
     for got in (
         coordinates.measure(more),
-        coordinates.measure(more.replace(features=lore.data.ArraySource(table, 7))),
+        coordinates.measure(more.replace(features=lore.ArraySource(table, 7))),
     ):
         for a, b in zip(got, want, strict=True):
             np.testing.assert_array_equal(a, b)

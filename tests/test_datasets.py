@@ -8,7 +8,7 @@ import lore_jax as lore
 
 @pytest.fixture(scope="module")
 def votes():
-    return lore.datasets.load("bowling_green")
+    return lore.data.load_bowling_green()
 
 
 def test_the_shipped_votes_are_whole(votes):

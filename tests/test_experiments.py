@@ -710,7 +710,7 @@ def test_intervals_of_splits_that_share_users_are_no_narrower_than_of_one():
     again = intervals.bootstrap([values] * 5, [ids] * 5)
     assert (again.low, again.high) == pytest.approx((one.low, one.high))
     assert (again.mean, again.num_users) == pytest.approx((values.mean(), 60))
-    plain = lore.evaluate.bootstrap_interval(values)
+    plain = lore.evaluation.bootstrap_interval(values)
     assert one.high - one.low == pytest.approx(plain.high - plain.low, rel=0.1)
     moved = intervals.paired([values + 0.3] * 3, [values] * 3, [ids] * 3)
     assert (moved.low, moved.high) == pytest.approx((0.3, 0.3))

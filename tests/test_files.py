@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lore_jax import files
+from lore_jax.io import files
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="modes, links and locks of POSIX"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import validation
+from lore_jax._train import validation
 
 KEY = jax.random.key(0)
 CONFIG = lore.TrainConfig(concentrations=(3.0, 30.0), spreads=(0.1,))
@@ -62,7 +62,7 @@ def test_settings_are_chosen_on_held_out_judgements(frozen):
 
 def test_few_pairs_of_a_new_user_help(scored, frozen):
     prefs, weights = scored
-    few = lore.data.take_shots(prefs, 5)
+    few = lore.take_shots(prefs, 5)
     new = lore.adapt(frozen.basis, few, prior=frozen.prior)
     everyone = np.broadcast_to(frozen.prior.mean, weights.shape)
     error = [np.abs(np.asarray(w) - weights).mean() for w in (new.weights, everyone)]
@@ -71,7 +71,7 @@ def test_few_pairs_of_a_new_user_help(scored, frozen):
 
 def test_a_frozen_basis_from_a_source_and_from_a_file(scored, frozen, tmp_path):
     prefs = scored[0]
-    source = lore.data.ArraySource(np.asarray(prefs.features), 32)
+    source = lore.ArraySource(np.asarray(prefs.features), 32)
     prefs = prefs.replace(features=source)
     got = lore.fit(prefs, rank=K, key=KEY, basis=np.eye(K), config=CONFIG)
     np.testing.assert_allclose(got.weights, frozen.weights, atol=1e-5)

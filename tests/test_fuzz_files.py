@@ -11,8 +11,10 @@ import pytest
 from test_checkpoint import make_fit
 
 import lore_jax as lore
-from lore_jax import checkpoint, files, progress, streaming
-from lore_jax.progress import seal
+from lore_jax import streaming
+from lore_jax._train import resume
+from lore_jax._train.resume import seal
+from lore_jax.io import checkpoint, files
 from lore_jax.results import Metrics, Progress
 
 NUMBER = int(os.environ.get("FUZZ_FILES", "2100"))
@@ -106,7 +108,7 @@ def header(rng, content):
 FORMATS = {
     "fit": (checkpoint.FORMAT, checkpoint.VERSION),
     "users": (streaming.FORMAT, streaming.VERSION),
-    "progress": (progress.FORMAT, progress.VERSION),
+    "progress": (resume.FORMAT, resume.VERSION),
 }
 BYTES = (flip, cut, lengthen, overwrite, move, header)
 

@@ -11,7 +11,7 @@ import pytest
 
 import lore_jax as lore
 from lore_jax import _ids
-from lore_jax.types import Ids
+from lore_jax.preferences import Ids
 
 X = np.eye(4, dtype=np.float32)
 BASIS = np.eye(4, 2, dtype=np.float32)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import backend, checkpoint, descent
+from lore_jax import _backend
+from lore_jax._train import steps
+from lore_jax.io import checkpoint
 
 KEY = jax.random.key(0)
 
@@ -37,15 +39,15 @@ def test_threads_stop_where_they_may_when_another_one_fails():
             raise KeyError("first")
         try:
             while True:
-                backend.check_stopped()
+                _backend.check_stopped()
         except Exception:
             stopped.append(item)
             raise
 
     with pytest.raises(KeyError, match="first"):
-        backend.for_each(work, range(2))
+        _backend.for_each(work, range(2))
     assert stopped == [1]
-    backend.check_stopped()  # What stopped them is gone with them.
+    _backend.check_stopped()  # What stopped them is gone with them.
 
 
 def test_ctrl_c_stops_threads_inside_threads():
@@ -56,7 +58,7 @@ def test_ctrl_c_stops_threads_inside_threads():
         begun.set()
         try:
             while True:
-                backend.check_stopped()
+                _backend.check_stopped()
         finally:
             ended.append(item)
 
@@ -64,15 +66,15 @@ def test_ctrl_c_stops_threads_inside_threads():
         if item == 0:
             assert begun.wait(60)
             raise KeyboardInterrupt
-        backend.for_each(inner, range(2))
+        _backend.for_each(inner, range(2))
 
     with pytest.raises(KeyboardInterrupt):
-        backend.for_each(outer, range(2))
+        _backend.for_each(outer, range(2))
     assert ended
 
 
 def test_waiting_for_a_program_gives_its_results():
-    x = backend.wait_for((jnp.arange(3) * 2, jnp.ones(())))
+    x = _backend.wait_for((jnp.arange(3) * 2, jnp.ones(())))
     assert x[0].tolist() == [0, 2, 4]
 
 
@@ -86,16 +88,16 @@ def test_a_program_that_was_left_is_waited_for_at_the_end(monkeypatch):
             interrupt()
             return False
 
-    monkeypatch.setattr(backend, "_left", [])
+    monkeypatch.setattr(_backend, "_left", [])
     slow = Slow()
     with pytest.raises(KeyboardInterrupt):
-        backend.wait_for([slow])
-    assert backend._left == [slow]
+        _backend.wait_for([slow])
+    assert _backend._left == [slow]
 
 
 def counted(monkeypatch, at):
     """Counts programs of training; Ctrl-C comes with the one of this number."""
-    real, calls, lock = descent.run, [], threading.Lock()
+    real, calls, lock = steps.run, [], threading.Lock()
 
     def run(*args, **settings):
         with lock:
@@ -107,7 +109,7 @@ def counted(monkeypatch, at):
             time.sleep(0.1)  # Python tells the main thread when that runs next.
         return real(*args, **settings)
 
-    monkeypatch.setattr(descent, "run", run)
+    monkeypatch.setattr(steps, "run", run)
     return calls
 
 
@@ -157,7 +159,7 @@ def test_long_trainings_are_several_programs(prefs, monkeypatch):
     config = lore.TrainConfig.reference_joint(1200, temperature=5.0)
     lore.fit(prefs, rank=2, key=KEY, config=config)
     assert calls == [400] * 3
-    assert [descent._stride(n) for n in (0, 7, 500, 20000, 503)] == [
+    assert [steps._stride(n) for n in (0, 7, 500, 20000, 503)] == [
         0,
         7,
         500,

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import lore_jax as lore
-from lore_jax import reference
+from lore_jax._train import published
 
 WEIGHTINGS = ("pairs", "users")
 
@@ -129,7 +129,7 @@ def test_the_published_forms_descend_along_its_gradient(
     if differences:
         prefs = prefs.replace(rejected=None)
     proj, logits = jnp.asarray(prefs.features), params_for(prefs).logits
-    pairs = reference.Pairs(proj, prefs, 2.0, weighting)
+    pairs = published.Pairs(proj, prefs, 2.0, weighting)
     loss, weights, slope = pairs.slopes(logits)
 
     def loss_of(proj, logits):
@@ -260,7 +260,7 @@ def test_pairs_of_weight_zero_are_inert(make_preferences, weighting):
     np.testing.assert_allclose(
         lore.bradley_terry_loss(params, weighted, weighting=weighting),
         lore.bradley_terry_loss(
-            params, lore.data.take_pairs(prefs, keep), weighting=weighting
+            params, lore.take_pairs(prefs, keep), weighting=weighting
         ),
         rtol=1e-6,
     )
@@ -301,7 +301,7 @@ def test_the_loss_keeps_float64(make_preferences):
 def test_a_feature_source_gives_the_same_loss(make_preferences):
     prefs = make_preferences()
     params = params_for(prefs)
-    source = lore.data.ArraySource(np.asarray(prefs.features), block_rows=7)
+    source = lore.ArraySource(np.asarray(prefs.features), block_rows=7)
     np.testing.assert_allclose(
         lore.bradley_terry_loss(params, prefs.replace(features=source)),
         lore.bradley_terry_loss(params, prefs),

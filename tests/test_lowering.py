@@ -10,10 +10,12 @@ import pytest
 from jax import export
 
 import lore_jax as lore
+from lore_jax._pairs import pack
+from lore_jax._solve import simplex
 
 MODULES = [
-    importlib.import_module(f"lore_jax.{module.name}")
-    for module in pkgutil.iter_modules(lore.__path__)
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(lore.__path__, "lore_jax.")
 ]
 
 
@@ -97,8 +99,8 @@ def use_everything(make_preferences, patch):
     state = lore.start_users(fitted.prior, prefs.num_users)
     lore.weights(lore.observe(state, basis, prefs))
     lore.score_pairs(basis, prefs, fitted.prior, prefs)
-    patch.setattr(lore.floor, "sized", lambda cpu, accelerator: accelerator)
-    patch.setattr(lore.floor, "_ROOM", 40)
+    patch.setattr(pack, "sized", lambda cpu, accelerator: accelerator)
+    patch.setattr(pack, "_ROOM", 40)
     lore.adapt(basis, on_device, prior=fitted.prior)
 
 
@@ -117,6 +119,6 @@ def test_lowers_for_accelerators(name, calls):
 def test_the_solver_lowers_unrolled_and_with_a_library(rank):
     z = jax.ShapeDtypeStruct((9, 12, rank), np.float32)
     weight = jax.ShapeDtypeStruct((9, 12), np.float32)
-    solve = jax.jit(lore.simplex.maximum_likelihood)
+    solve = jax.jit(simplex.maximum_likelihood)
     text = export.export(solve, platforms=("cuda",))(z, weight).mlir_module()
     assert ("cusolver" in text) == (rank == 20)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import buckets, marginal, selection
-from lore_jax.coordinates import Coordinates
+from lore_jax._pairs import pack
+from lore_jax._train import marginal, refinement
+from lore_jax._train.coordinates import Coordinates
 
 RANK, TEMPERATURE, GAMMA = 3, 2.0, 0.4
 
@@ -46,7 +47,7 @@ def expected(proj, prefs, atoms, log_weights):
 
 def floor(proj, prefs):
     """The same by `marginal`, and the atoms and weights that it used."""
-    atoms = selection.make_atoms(jax.random.key(0), RANK, 12)
+    atoms = refinement.make_atoms(jax.random.key(0), RANK, 12)
     base = jnp.full(len(atoms), 1 / len(atoms))
     size = prefs.num_features
     coordinates = Coordinates(jnp.eye(size), jnp.ones(size))
@@ -94,7 +95,7 @@ def test_the_size_of_chunks_changes_no_number(make_preferences, monkeypatch, cel
     prefs = make_preferences(40, 400)
     proj = np.random.default_rng(3).normal(size=(30, RANK)).astype(np.float32)
     want = floor(proj, prefs)[0]
-    monkeypatch.setattr(buckets, "_CELLS", (cells, cells))
+    monkeypatch.setattr(pack, "_CELLS", (cells, cells))
     for a, b in zip(floor(proj, prefs)[0], want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -125,14 +126,12 @@ def test_rows_and_columns_add_up_alike(make_preferences, monkeypatch, by_rows, f
     ],
 )
 def test_a_bucket_is_one_that_pays(room, lengths):
-    assert buckets.bucket_lengths(np.array(room, int)) == lengths
+    assert pack.bucket_lengths(np.array(room, int)) == lengths
 
 
 def test_every_pair_is_laid_out_once(make_preferences):
     prefs = make_preferences(50, 600)
-    made, counts = buckets.make_buckets(
-        prefs, 10, jnp.float32, np.asarray(prefs.counts)
-    )
+    made, counts = pack.make_buckets(prefs, 10, jnp.float32, np.asarray(prefs.counts))
     rows = []
     for bucket, count in zip(made, counts, strict=True):
         real = np.asarray(bucket.weight) > 0

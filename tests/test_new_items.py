@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import coordinates, diagnostics, starts, trainer
-from lore_jax.progress import Run
-from lore_jax.types import Ids
+from lore_jax import diagnostics
+from lore_jax._train import coordinates, starts, trainer
+from lore_jax._train.resume import Run
+from lore_jax.preferences import Ids
 
 KEY = jax.random.key(0)
 # A search over everything, and few steps: properties that hold at every step.
@@ -89,7 +90,7 @@ def test_rows_that_no_pair_uses_change_nothing(size):
         sources = (False, True) if place == "between" else (False,)
         for source in sources:
             if source:
-                blocks = lore.data.ArraySource(noise.astype(np.float32), 999)
+                blocks = lore.ArraySource(noise.astype(np.float32), 999)
                 other = other.replace(features=blocks)
             got = lore.fit(other, rank=2, key=KEY, config=QUICK)
             assert settings_of(got) == settings_of(want)
@@ -106,7 +107,7 @@ def test_the_order_of_rows_with_names_changes_nothing(size):
     order = np.random.default_rng(1).permutation(len(table))
     other = placed(prefs, table[order], np.argsort(order))
     ids = Ids(None, np.asarray(prefs.ids.items)[order])
-    for features in (table[order], lore.data.ArraySource(table[order], 17)):
+    for features in (table[order], lore.ArraySource(table[order], 17)):
         moved = other.replace(ids=ids, features=features)
         got = lore.fit(moved, rank=2, key=KEY, config=QUICK)
         assert settings_of(got) == settings_of(want)

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 import lore_jax as lore
+from lore_jax._solve import simplex
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
@@ -86,11 +87,11 @@ CALLS = {
         dict(z=Z, weight=ONES, prior=PRIOR, label=ONES),
     ),
     "maximum_likelihood": (
-        lore.simplex.maximum_likelihood,
+        simplex.maximum_likelihood,
         dict(z=Z, weight=ONES, label=ONES),
     ),
     "maximum_a_posteriori": (
-        lore.simplex.maximum_a_posteriori,
+        simplex.maximum_a_posteriori,
         dict(z=Z, weight=ONES, barrier=WEIGHTS, label=ONES, start=WEIGHTS),
     ),
     "posterior": (lore.posterior, dict(basis=BASIS, prefs=PREFS, prior=PRIOR)),
@@ -112,7 +113,7 @@ CALLS = {
     ),
     "fit_frozen": (fit, dict(prefs=PREFS, basis=BASIS)),
     "simulate_choices": (
-        lore.population.simulate_choices,
+        lore.data.simulate_choices,
         dict(rewards=np.ones((3, 4, 2), np.float32), weights=WEIGHTS),
     ),
     "expected_information": (
@@ -240,7 +241,7 @@ def test_top_k_is_compiled_with_users_and_rows_as_arguments():
 
 @pytest.mark.parametrize("block", [np.nan, "wide", "short"])
 def test_blocks_of_a_source_are_checked_by_every_reader(block):
-    class Source(lore.data.ArraySource):
+    class Source(lore.ArraySource):
         def blocks(self):
             first, second = np.array(X[:5]), np.array(X[5:])
             if block == "wide":
@@ -269,7 +270,7 @@ def test_blocks_of_a_source_are_checked_by_every_reader(block):
 
 
 def test_a_source_promises_a_table_of_floats():
-    source = lore.data.ArraySource(X.astype(int))
+    source = lore.ArraySource(X.astype(int))
     with pytest.raises(TypeError, match="features must be floating point"):
         lore.Preferences.from_pairs(source, [0], [1], [0])
 
@@ -382,7 +383,7 @@ class Unreadable:
             r"scores\[1\] is nan",
         ),
         (
-            lambda: lore.evaluate.macro_mean([0.5, np.inf]),
+            lambda: lore.evaluation.macro_mean([0.5, np.inf]),
             ValueError,
             r"values\[1\] is inf",
         ),

@@ -152,9 +152,7 @@ def test_few_shot_adaptation(recorded, size):
 def test_simulated_choices(recorded, size):
     data = recorded[size]
     table = data["sim_features"].reshape(-1, data["sim_features"].shape[-1])
-    prefs = lore.population.simulated_preferences(
-        table, data["sim_rewards"], data["sim_w"]
-    )
+    prefs = lore.data.simulated_preferences(table, data["sim_rewards"], data["sim_w"])
     features = np.asarray(prefs.features)
     got = features[prefs.chosen] - features[prefs.rejected]
     want = data["sim_feature_diff"]

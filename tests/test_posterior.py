@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import lore_jax as lore
-from lore_jax import predict
+from lore_jax import prediction
 
 KAPPAS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, np.inf)
 DECAYS = (-1.0, 0.0, 1.0)
@@ -83,7 +83,7 @@ def test_deviations_are_at_most_a_half_and_the_priors_without_pairs(rank):
     for i, (prior, prefs) in zip(some, cases):
         kappa, decay, gamma = (np.float32(x) for x in settings[i])
         prior = prior.replace(concentration=kappa, decay=decay, tempering=gamma)
-        got = predict.posterior(eye(rank), prefs, prior, covariance=True)
+        got = prediction.posterior(eye(rank), prefs, prior, covariance=True)
         assert np.isfinite(got.covariance).all()
         assert (got.deviation <= 0.5).all()
         assert (np.linalg.eigvalsh(got.covariance.astype(float)) > -1e-6).all()
@@ -134,7 +134,7 @@ def test_the_posterior_over_atoms_is_calibrated(rank):
         z *= np.where(rng.random(m.shape) < 1 / (1 + np.exp(-m)), 1, -1)[..., None]
         prefs = ragged(z)
         share = np.empty((num, 60))
-        for users, mixture, _ in predict._mixtures(eye(rank), prefs, prior):
+        for users, mixture, _ in prediction._mixtures(eye(rank), prefs, prior):
             share[users] = np.asarray(mixture.probability)[: len(users)]
         new = rng.normal(size=(num, rank))
         margins = new @ atoms.T

@@ -10,10 +10,10 @@ import pytest
 from jax.test_util import check_grads
 
 import lore_jax as lore
-from lore_jax.adapt import adapt_users
-from lore_jax.floor import chunks
-from lore_jax.selection import choose_refinement, learn_prior
-from lore_jax.validation import make_holdouts
+from lore_jax._pairs.pack import chunks
+from lore_jax._train.refinement import choose_refinement, learn_prior
+from lore_jax._train.validation import make_holdouts
+from lore_jax.adaptation import adapt_users
 
 
 def stacked(z):

@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 
 import lore_jax as lore
-from lore_jax import checkpoint, files
-from lore_jax.progress import seal, to_arrays
+from lore_jax._train.resume import seal, to_arrays
+from lore_jax.io import checkpoint, files
 
 KEY = jax.random.key(0)
 ONE = dict(concentrations=(3.0,), spreads=(0.1,))
@@ -87,7 +87,7 @@ def test_interrupted_anywhere_it_ends_the_same(
     prefs, name, from_source, rank, tmp_path
 ):
     if from_source:
-        source = lore.data.ArraySource(np.asarray(prefs.features), 16)
+        source = lore.ArraySource(np.asarray(prefs.features), 16)
         prefs = prefs.replace(features=source)
     path = tmp_path / "progress.safetensors"
 
@@ -164,7 +164,7 @@ def test_another_fits_progress_is_refused(prefs, progress, changed):
 
 
 def test_a_source_with_the_same_rows_has_the_same_fingerprint(prefs, progress):
-    source = lore.data.ArraySource(np.asarray(prefs.features), 7)
+    source = lore.ArraySource(np.asarray(prefs.features), 7)
     settings = dict(rank=2, key=KEY, config=RECIPES["joint"])
     here = lore.fit(prefs, resume=progress, **settings)
     prefs = prefs.replace(features=source)

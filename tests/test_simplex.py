@@ -7,7 +7,7 @@ import pytest
 from jax.extend import core as extend
 from jax.test_util import check_grads
 
-from lore_jax import interior, simplex
+from lore_jax._solve import interior_point, simplex
 
 KINDS = ("gauss", "separable", "duplicated", "collinear", "integer")
 ml = jax.jit(simplex.maximum_likelihood)
@@ -214,5 +214,5 @@ def test_an_accelerator_holds_few_systems_at_once(monkeypatch):
 @pytest.mark.parametrize("name", ["add", "minimum", "maximum"])
 def test_folding_in_half_loses_no_term(name, length):
     x = np.arange(1, length + 1, dtype=np.float32)[:, None] * np.float32([1, -1])
-    got = interior.fold(getattr(jnp, name), x)
+    got = interior_point.fold(getattr(jnp, name), x)
     np.testing.assert_array_equal(got, getattr(np, name).reduce(x, 0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import coordinates
+from lore_jax._train import coordinates
 
 KEY = jax.random.key(0)
 BLOCK = 16
@@ -117,7 +117,7 @@ def test_coordinates_are_those_in_memory(table, monkeypatch):
         assert want.directions.shape == (prefs.num_features, rank)
         assert (want.tail is None) == (limit > 5)
         for rows in (BLOCK, 7):
-            source = lore.data.ArraySource(prefs.features, rows)
+            source = lore.ArraySource(prefs.features, rows)
             got = coordinates.measure(prefs.replace(features=source))
             for a, b in zip(got, want, strict=True):
                 if b is not None:
@@ -130,14 +130,14 @@ def test_tables_with_a_tail_are_trained_on_alike(table, monkeypatch):
     monkeypatch.setattr(coordinates, "_LEADING", 3)
     x = table.features[table.chosen] - table.features[table.rejected]
     prefs = table.replace(features=x, chosen=np.arange(144), rejected=None)
-    source = prefs.replace(features=lore.data.ArraySource(x, BLOCK))
+    source = prefs.replace(features=lore.ArraySource(x, BLOCK))
     config = lore.TrainConfig(num_steps=4, **ONE)
     fits = (lore.fit(p, rank=2, key=KEY, config=config) for p in (prefs, source))
     assert_close(*fits, 1e-4)
 
 
 def test_a_source_that_yields_other_rows_than_it_says_is_refused(table):
-    source = lore.data.ArraySource(np.asarray(table.features), BLOCK)
+    source = lore.ArraySource(np.asarray(table.features), BLOCK)
     for rows, got in ((44, "at least 45"), (46, "got 45")):
         source.shape = (rows, 6)
         prefs = table.replace(features=source)
@@ -153,7 +153,7 @@ def test_a_source_that_yields_other_rows_than_it_says_is_refused(table):
 def test_a_block_that_is_not_finite_is_refused(table):
     features = np.array(table.features)
     features[40, 3] = np.nan
-    prefs = table.replace(features=lore.data.ArraySource(features, BLOCK))
+    prefs = table.replace(features=lore.ArraySource(features, BLOCK))
     place = "the block of features at row 32 must be finite; row 8, column 3 is nan"
     for config in RECIPES.values():
         with pytest.raises(ValueError, match=place):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import splits
+from lore_jax._pairs import used_rows
+from lore_jax.data import splits
 
 
 def make_pairs(kind="prompts", num_pairs=600, seed=0, **fields):
@@ -155,7 +156,7 @@ def test_the_order_of_rows_with_names_changes_nothing(kind, unit):
 def test_rows_with_names_are_put_in_their_order():
     order = np.random.default_rng(7).permutation(200)
     both = permuted(make_pairs(num_pairs=100), order)
-    first, second = map(splits.without_unused_rows, both)
+    first, second = map(used_rows.without_unused_rows, both)
     assert first.features.shape[0] < 200
     for name in ("features", "chosen", "rejected", "user"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
@@ -168,8 +169,8 @@ def test_rows_that_no_pair_uses_are_left_out(source):
     used = sorted(rows_of(prefs))
     table = np.asarray(prefs.features)
     if source:
-        prefs = prefs.replace(features=lore.data.ArraySource(table, 32))
-    got = splits.without_unused_rows(prefs)
+        prefs = prefs.replace(features=lore.ArraySource(table, 32))
+    got = used_rows.without_unused_rows(prefs)
     assert got.features.shape == (len(used), 3)
     rows = got.features
     if source:
@@ -181,13 +182,13 @@ def test_rows_that_no_pair_uses_are_left_out(source):
         np.testing.assert_array_equal(
             rows[getattr(got, name)], table[getattr(prefs, name)]
         )
-    assert splits.without_unused_rows(got) is got
+    assert used_rows.without_unused_rows(got) is got
 
 
 def test_a_whole_table_is_not_copied():
     prefs = make_pairs(num_pairs=2000)
     assert rows_of(prefs) == set(range(200))
-    assert splits.without_unused_rows(prefs) is prefs
+    assert used_rows.without_unused_rows(prefs) is prefs
 
 
 def test_components_are_those_of_a_flood():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import coordinates, starts, trainer
-from lore_jax.coordinates import Coordinates
-from lore_jax.progress import Run
-from lore_jax.validation import make_holdouts
+from lore_jax._train import coordinates, starts, trainer
+from lore_jax._train.coordinates import Coordinates
+from lore_jax._train.resume import Run
+from lore_jax._train.validation import make_holdouts
 
 KEY = jax.random.key(0)
 SCALED = Coordinates(jnp.eye(8), jnp.full(8, 0.1))
@@ -61,7 +61,7 @@ def test_directions_are_those_of_a_dense_svd(prefs, kind):
     means = mean_differences(prefs)
     table = np.asarray(prefs.features)
     made = {"host": np.asarray, "device": jnp.asarray}
-    made["source"] = lambda table: lore.data.ArraySource(table, 25)
+    made["source"] = lambda table: lore.ArraySource(table, 25)
     prefs = prefs.replace(features=made[kind](table))
     got = starts.singular_directions(start, prefs, SCALED)
     want = np.linalg.svd(means)[2][:3].T
@@ -90,7 +90,7 @@ def test_columns_are_a_simplex_around_the_population(prefs, rank):
 @pytest.mark.parametrize(("rank", "users"), [(9, range(41)), (3, (0, 1, 40))])
 def test_without_room_for_a_simplex_the_start_is_random(prefs, rank, users):
     """The last user has no pair."""
-    some = lore.data.take_users(prefs, np.array(users))
+    some = lore.take_users(prefs, np.array(users))
     kinds = (starts.make_start(KEY, k, some, SCALED, rank) for k in ("svd", "random"))
     np.testing.assert_array_equal(*kinds)
 

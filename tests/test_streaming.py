@@ -6,7 +6,8 @@ import planted_oracle as oracle
 import pytest
 
 import lore_jax as lore
-from lore_jax import quadratic, streaming
+from lore_jax import streaming
+from lore_jax._posterior import sums
 
 RANK = 3
 SUMS = ("table", "linear", "quadratic", "num_pairs")
@@ -74,7 +75,7 @@ def test_the_quadratic_is_a_lower_bound(prior):
     share = np.exp(prior.log_weights)
     second = (prior.atoms.T * share) @ prior.atoms / share.sum()
     xi = np.sqrt(z[0, 0] @ second @ z[0, 0])
-    _, b, h, _ = quadratic.pair_sums(z, one, None, prior.replace(temperature=1.0))
+    _, b, h, _ = sums.pair_sums(z, one, None, prior.replace(temperature=1.0))
     full = np.zeros((RANK, RANK))
     full[np.triu_indices(RANK)] = h[0]
     full = full + full.T - np.diag(np.diag(full))
@@ -90,7 +91,7 @@ def test_order_and_batching_are_irrelevant(state, prior, basis, prefs, pieces):
     shuffled = np.random.default_rng(pieces).permutation(prefs.num_pairs)
     other = streaming.start_users(prior, 5)
     for part in np.array_split(shuffled, pieces):
-        other = streaming.observe(other, basis, lore.data.take_pairs(prefs, part))
+        other = streaming.observe(other, basis, lore.take_pairs(prefs, part))
     assert_same(state, other)
     np.testing.assert_allclose(
         streaming.weights(state), streaming.weights(other), atol=1e-4
@@ -100,7 +101,7 @@ def test_order_and_batching_are_irrelevant(state, prior, basis, prefs, pieces):
 def test_shards_merge_in_any_order(state, prior, basis, prefs):
     shards = [
         streaming.observe(
-            streaming.start_users(prior, 5), basis, lore.data.take_pairs(prefs, part)
+            streaming.start_users(prior, 5), basis, lore.take_pairs(prefs, part)
         )
         for part in np.array_split(np.random.default_rng(0).permutation(120), 3)
     ]

@@ -146,7 +146,7 @@ def test_preferences_cross_jit_as_a_pytree():
 
 def test_an_array_source_is_a_feature_source_and_an_array_is_not():
     table = np.ones((4, 3), np.float32)
-    assert isinstance(lore.data.ArraySource(table), lore.FeatureSource)
+    assert isinstance(lore.ArraySource(table), lore.FeatureSource)
     assert not isinstance(table, lore.FeatureSource)
 
 

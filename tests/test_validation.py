@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import recipe, search, validation
-from lore_jax.validation import better, choose_stop, make_holdouts, relative
+from lore_jax._train import recipe, search, validation
+from lore_jax._train.validation import better, choose_stop, make_holdouts, relative
 
 KEY = jax.random.key(0)
 

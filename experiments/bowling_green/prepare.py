@@ -16,6 +16,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+from lore_jax.datasets import Votes
 
 import lore_jax as lore
 from experiments.parts import check_leaks
@@ -23,7 +24,6 @@ from experiments.prepare import positive, share, start
 from experiments.stored import replacing, write_arrays
 from experiments.tables import PairTable, load, pairs_path, write_features, write_json
 from experiments.texts import TextIndex
-from lore_jax.datasets import Votes
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 COMMENTS, VOTES = "comments.csv", "participants-votes.csv"
@@ -266,7 +266,7 @@ def main(argv=None) -> dict:
     facts |= {"variants_are": "splits", "judgements": "votes"}
     start(args, "bowling_green", **facts)
     if args.raw is None:
-        votes = lore.datasets.load("bowling_green")
+        votes = lore.data.load_bowling_green()
     else:
         embed = sentence_embedder(args.model, args.device, args.revision)
         limits = {"item_votes": args.item_votes, "user_votes": args.user_votes}

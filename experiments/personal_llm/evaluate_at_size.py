@@ -14,10 +14,10 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
+from lore_jax.population import dirichlet_users, simulated_preferences
 
 import lore_jax as lore
 from experiments.tables import versions, write_json
-from lore_jax.population import dirichlet_users, simulated_preferences
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 

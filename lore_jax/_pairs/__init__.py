@@ -1,0 +1,1 @@
+"""The layout of pairs, and reads of a feature table."""

@@ -1,0 +1,66 @@
+"""The rows of a table that pairs use."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from lore_jax.preferences import FeatureSource, Ids, Preferences
+
+
+def take_rows(prefs: Preferences, rows: np.ndarray) -> Preferences:
+    """The same pairs over the given rows of the table, which hold all that they use."""
+    place = np.zeros(prefs.features.shape[0], np.int32)
+    place[rows] = np.arange(len(rows), dtype=np.int32)
+    features, ids = prefs.features, prefs.ids
+    taken = (
+        RowSource(features, rows)
+        if isinstance(features, FeatureSource)
+        else features[rows]
+    )
+    if ids is not None and ids.items is not None:
+        ids = Ids(ids.users, np.asarray(ids.items)[rows])
+    return prefs.replace(
+        features=taken,
+        chosen=place[np.asarray(prefs.chosen)],
+        rejected=None if prefs.rejected is None else place[np.asarray(prefs.rejected)],
+        ids=ids,
+    )
+
+
+def without_unused_rows(prefs: Preferences) -> Preferences:
+    """The same pairs over the rows that they use, in the order of their names.
+
+    Where rows have no names, and in a `FeatureSource` or on a device, they stay in
+    order. A table whose rows are all used and in order is not copied.
+    """
+    columns = [x for x in (prefs.chosen, prefs.rejected) if x is not None]
+    rows = np.unique(np.concatenate([np.asarray(x) for x in columns]))
+    names = None if prefs.ids is None else prefs.ids.items
+    if names is not None and isinstance(prefs.features, np.ndarray):
+        rows = rows[np.argsort(np.asarray(names)[rows], kind="stable")]
+    whole = prefs.features.shape[0]
+    if len(rows) == whole and (rows == np.arange(whole)).all():
+        return prefs
+    return take_rows(prefs, rows)
+
+
+class RowSource:
+    """Some rows of a `FeatureSource`, ascending; blocks without any are left out."""
+
+    def __init__(self, source: FeatureSource, rows: np.ndarray):
+        """Keeps the source; nothing is read yet."""
+        self.source, self.rows = source, rows
+        self.shape = (len(rows), source.shape[1])
+        self.dtype = source.dtype
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yields float[rows, D] in order."""
+        first = 0
+        for block in self.source.blocks():
+            low, high = np.searchsorted(self.rows, [first, first + len(block)])
+            part = block[self.rows[low:high] - first]
+            first += len(block)
+            del block  # Two of them would be in memory.
+            if len(part):
+                yield part
+            del part

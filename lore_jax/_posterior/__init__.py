@@ -1,0 +1,1 @@
+"""The posterior of users over the prior's atoms; pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""Certified convex solvers on the simplex; pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""Training: steps, recipes, the search for settings, and records to resume from."""

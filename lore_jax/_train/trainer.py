@@ -1,0 +1,170 @@
+"""Trains candidates of the default recipe on one set of pairs after another."""
+
+import threading
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lore_jax._backend import on_threads
+from lore_jax._train import coordinates, marginal
+from lore_jax._train.coordinates import Coordinates, Spectrum
+from lore_jax._train.resume import Run, stride
+from lore_jax._train.starts import make_start
+from lore_jax.config import TrainConfig
+from lore_jax.model import RewardParams
+from lore_jax.preferences import FeatureSource, Preferences
+from lore_jax.prior import Prior, make_atoms, make_prior
+from lore_jax.results import Metrics
+
+
+class Trainer:
+    """Trains candidates, from a table in memory or a source."""
+
+    def __init__(
+        self,
+        prefs: Preferences,
+        keys: tuple[jax.Array, jax.Array],
+        config: TrainConfig,
+        init: RewardParams | None,
+        run: Run,
+    ):
+        """Takes all pairs, which say what shapes every part of them has.
+
+        Args:
+          prefs: all pairs.
+          keys: of the atoms and of the starts.
+          config: the recipe.
+          init: where to start instead.
+          run: the record.
+        """
+        self.key_atoms, self.key_start = keys
+        dtype = jnp.promote_types(prefs.features.dtype, jnp.float32)
+        self.dtype = jax.dtypes.canonicalize_dtype(dtype)
+        self.capacity = np.asarray(prefs.counts)
+        self.from_source = isinstance(prefs.features, FeatureSource)
+        # A record holds one training at a time, memory one block of a source.
+        self.at_once = not (run.recorded or self.from_source)
+        self.config, self.init, self.run = config, init, run
+        self.optimiser = marginal.make_optimiser(config.learning_rate, config.num_steps)
+        self.recipe = marginal.make_recipe(self.optimiser)
+        self.spectra: dict[str, Spectrum | None] = {"all": coordinates.measure(prefs)}
+        self.coordinates: dict[tuple[str, float], Coordinates] = {}
+        self.first = {
+            "smoothing": config.smoothings[0],
+            "ridge": config.ridges[0],
+            "tempering": config.temperings[0],
+        }
+        self.problems: dict = {}
+        self.starts: dict = {}
+        self.preparing = threading.Lock()
+
+    def __call__(
+        self,
+        name: str,
+        prefs: Preferences,
+        candidate: dict,
+        *,
+        start: int = 0,
+        num_steps: int | None = None,
+        snapshots: bool = False,
+    ) -> tuple[marginal.TrainState, Metrics, tuple]:
+        """(state, metrics, snapshots of (θ, log π)) of one training.
+
+        Args:
+          name: of the pairs.
+          prefs: the pairs.
+          candidate: rank, smoothing, ridge and tempering.
+          start: 0 is `config.start`; all others are random.
+          num_steps: fewer than the recipe's.
+          snapshots: whether to keep (θ, log π) after each tenth of the steps.
+        """
+        config, rank = self.config, candidate["rank"]
+        with self.preparing:  # What candidates share is made once.
+            if (name, rank) not in self.problems:
+                self.problems[name, rank] = self.problem(name, prefs, rank)
+            made = self.coordinates_of(name, prefs, candidate["smoothing"])
+            problem = self.problems[name, rank].replace(coordinates=made)
+            place = (name, rank, candidate["smoothing"], start)
+            if place not in self.starts:
+                theta = self.start(prefs, made, rank, start)
+                theta = coordinates.in_span(theta, self.spectra[name])
+                self.starts[place] = np.asarray(theta)
+        theta = jnp.array(self.starts[place])  # A copy: the state is donated.
+        steps = config.num_steps
+        numbers = candidate["ridge"], candidate["tempering"], config.temperature
+        numbers = (jnp.asarray(x, self.dtype) for x in (*numbers, 1.0, steps / 2))
+        source = prefs.features if self.from_source else None
+        return self.run.train(
+            f"{name} {candidate} {start}",
+            marginal.init_from(theta, problem, self.optimiser),
+            marginal.Data(problem, marginal.Settings(*numbers)),
+            recipe=self.recipe,
+            num_steps=steps if num_steps is None else num_steps,
+            source=source,
+            keep=_snapshot if snapshots else None,
+            pace=stride(steps),
+        )
+
+    def each(self, function: Callable, items: Iterable) -> Iterable:
+        """`function` of every item, in order; several at once where that may be."""
+        return on_threads(function, items) if self.at_once else map(function, items)
+
+    def coordinates_of(self, name: str, prefs, smoothing: float) -> Coordinates:
+        """Those of one part of the pairs, in the shape of those of all pairs."""
+        if (name, smoothing) not in self.coordinates:
+            if name not in self.spectra:
+                self.spectra[name] = coordinates.measure(prefs)
+            made = coordinates.make_coordinates(
+                self.spectra[name], smoothing, self.dtype, prefs.num_features
+            )
+            whole = self.spectra["all"]
+            if made.tail is None and whole is not None and whole.tail is None:
+                made = coordinates.padded(made, whole.directions.shape[1])
+            self.coordinates[name, smoothing] = made
+        return self.coordinates[name, smoothing]
+
+    def problem(self, name: str, prefs: Preferences, rank: int) -> marginal.Problem:
+        """What the steps of every candidate of this rank read."""
+        atoms = make_atoms(self.key_atoms, rank, self.config.num_atoms, self.dtype)
+        base = jnp.full(len(atoms), 1 / len(atoms), self.dtype)
+        made = self.coordinates_of(name, prefs, self.config.smoothings[0])
+        return marginal.make_problem(prefs, atoms, base, made, self.capacity)
+
+    def start(
+        self, prefs: Preferences, made: Coordinates, rank: int, number: int
+    ) -> jax.Array:
+        """θ before the first step; starts have numbers, and all but 0 are random."""
+        if self.init is not None and self.init.basis.shape[1] == rank:
+            return coordinates.theta_of(jnp.asarray(self.init.basis, self.dtype), made)
+        kind = "random" if number else self.config.start
+        key = self.key_start
+        key = jax.random.fold_in(key, number) if number else key
+        return make_start(key, kind, prefs, made, rank)
+
+    def result(
+        self, name: str, prefs: Preferences, theta, log_weights, candidate: dict
+    ) -> tuple[jax.Array, Prior]:
+        """(V, the prior with the first κ and δ) of a trained candidate.
+
+        What a record brings was trained by another process, so that its coordinates
+        may still have to be measured.
+        """
+        made = self.coordinates_of(name, prefs, candidate["smoothing"])
+        basis = coordinates.basis_of(jnp.asarray(theta), made)
+        basis = coordinates.in_span(basis, self.spectra[name])
+        return basis, self.prior(log_weights, candidate)
+
+    def prior(self, log_weights, candidate: dict) -> Prior:
+        """What `result` says of users; `log_weights` may be one for all atoms."""
+        config, rank = self.config, candidate["rank"]
+        atoms = make_atoms(self.key_atoms, rank, config.num_atoms, self.dtype)
+        log_weights = jnp.broadcast_to(jnp.asarray(log_weights), len(atoms))
+        tempering, temperature = candidate["tempering"], config.temperature
+        kappa, decay = config.concentrations[0], config.decays[0]
+        return make_prior(atoms, log_weights, tempering, kappa, temperature, decay)
+
+
+def _snapshot(state: marginal.TrainState) -> tuple:
+    return state.theta, state.log_weights

@@ -1,0 +1,280 @@
+"""Held-out accuracy, log-loss and calibration per user, with intervals over users."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lore_jax import _checks
+from lore_jax._entry import public
+from lore_jax.data.splits import FourWay
+from lore_jax.losses import pair_loss, user_shares, user_sums
+from lore_jax.model import checked_margins
+from lore_jax.preferences import Preferences
+
+
+class Interval(NamedTuple):
+    """A mean and its bootstrap interval.
+
+    Attributes:
+      mean: macro mean.
+      low: lower end.
+      high: upper end.
+      num_users: users that entered, counted once per split.
+    """
+
+    mean: float
+    low: float
+    high: float
+    num_users: int
+
+
+class Calibration(NamedTuple):
+    """How far predicted probabilities are from observed frequencies.
+
+    Attributes:
+      log_loss: mean over pairs.
+      brier: mean squared error of the probability.
+      expected_error: Σ_b share_b · |mean probability_b − frequency_b|.
+      confidence: float[B], mean probability of the predicted side in each bin.
+      frequency: float[B], how often that side was chosen; NaN for an empty bin.
+      count: int[B].
+    """
+
+    log_loss: float
+    brier: float
+    expected_error: float
+    confidence: np.ndarray
+    frequency: np.ndarray
+    count: np.ndarray
+
+
+@public()
+def accuracy(basis: jax.Array, weights: jax.Array, prefs: Preferences) -> jax.Array:
+    """Share of each user's pairs whose chosen response gets the higher reward.
+
+    A margin of exactly 0 counts one half; a soft label y counts y for the first and
+    1 − y for the second.
+
+    Args:
+      basis: V, float[D, K].
+      weights: float[U, K] on the simplex, row u for user u of `prefs`; or what
+        `adapt` or `fit` returned, whose users are matched by name where they have
+        names.
+      prefs: N pairs of U users.
+
+    Returns:
+      float[U]; NaN where a user has no pair.
+
+    Raises:
+      ValueError: shapes disagree or weights are not on the simplex.
+    """
+    hit = (1 + jnp.sign(checked_margins(basis, weights, prefs))) / 2
+    if prefs.label is not None:
+        hit = prefs.label * hit + (1 - prefs.label) * (1 - hit)
+    return per_user_mean(hit, prefs)
+
+
+@public()
+def log_loss(
+    basis: jax.Array,
+    weights: jax.Array,
+    prefs: Preferences,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """Mean Bradley–Terry loss of each user's pairs: float[U], NaN without any.
+
+    Args:
+      basis: V, float[D, K].
+      weights: float[U, K] on the simplex, row u for user u of `prefs`; or what
+        `adapt` or `fit` returned, whose users are matched by name where they have
+        names.
+      prefs: N pairs of U users.
+      temperature: T > 0, `fitted.temperature`.
+
+    Raises:
+      ValueError: shapes disagree or weights are not on the simplex.
+    """
+    m = checked_margins(basis, weights, prefs, temperature)
+    return per_user_mean(pair_loss(m, prefs.label), prefs)
+
+
+def per_user_mean(values: jax.Array, prefs: Preferences) -> jax.Array:
+    """Weighted mean over each user's pairs of values float[N] in stored order."""
+    return user_means(values, prefs.weight, prefs.user, prefs.num_users)
+
+
+@functools.partial(jax.jit, static_argnames="num_users")
+def user_means(values, weight, user, num_users: int) -> jax.Array:
+    """`per_user_mean` from a `Preferences`' arrays, for use in compiled loops."""
+    weight = jnp.ones_like(values) if weight is None else weight.astype(values.dtype)
+    share, total = user_shares(weight, user, num_users)
+    mean = user_sums(share * values, user, num_users)
+    return jnp.where(total > 0, mean, jnp.nan)
+
+
+@public("jax.numpy.nanmean")
+def macro_mean(values: Any) -> float:
+    """Mean over the users that have a value; NaN where nobody has."""
+    array = _values(values, "values")
+    return float(array.mean()) if array.size else float("nan")
+
+
+def _values(values: Any, name: str) -> np.ndarray:
+    """The values of users that have one, float64[n]; NaN says that a user has none."""
+    array = _checks.host_array(values, name)
+    if array.dtype.kind not in "iufb" and not _checks.is_floating(array.dtype):
+        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    array = array.astype(np.float64).ravel()
+    infinite = np.flatnonzero(np.isinf(array))
+    if infinite.size:
+        raise ValueError(
+            f"{name} must be finite, or NaN for users without a pair; "
+            f"{name}[{infinite[0]}] is {array[infinite[0]]}"
+        )
+    return array[~np.isnan(array)]
+
+
+@public("accuracy, and this function on its result")
+def bootstrap_interval(
+    values: Any | Sequence[Any],
+    *,
+    level: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Macro mean with a percentile bootstrap interval over users, and over splits.
+
+    Args:
+      values: float[U], or a list of float[U_s], one per split: then splits are
+        resampled, users within each, and splits count equally. NaN is left out. The
+        splits' held-out pairs should be drawn independently: splits that share them
+        make the interval too narrow.
+      level: of the interval.
+      num_resamples: bootstrap samples.
+      seed: of the resampling.
+
+    Returns:
+      `Interval`.
+
+    Raises:
+      ValueError: nobody has a value, or `level` is not in (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
+    _checks.check_count(num_resamples, "num_resamples")
+    splits = list(values) if isinstance(values, list | tuple) else [values]
+    arrays = [_values(x, "values") for x in splits]
+    if not arrays or not all(x.size for x in arrays):
+        raise ValueError("values must hold at least one number in every split")
+    rng = np.random.default_rng(seed)
+    means = np.empty((num_resamples, len(arrays)))
+    for s, x in enumerate(arrays):
+        # Resampled users as multinomial counts, a block of resamples at a time.
+        for start in range(0, num_resamples, 256):
+            size = min(256, num_resamples - start)
+            picks = rng.multinomial(x.size, np.full(x.size, 1 / x.size), size)
+            means[start : start + size, s] = picks @ x / x.size
+    chosen = rng.integers(len(arrays), size=(num_resamples, len(arrays)))
+    resampled = means[np.arange(num_resamples)[:, None], chosen].mean(1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Interval(
+        float(np.mean([x.mean() for x in arrays])),
+        float(low),
+        float(high),
+        sum(x.size for x in arrays),
+    )
+
+
+@public("accuracy, and this function on its result")
+def paired_difference(first: Any, second: Any, **settings) -> Interval:
+    """`bootstrap_interval` of first − second, user by user, split by split.
+
+    Raises:
+      ValueError: the two do not hold the same users.
+    """
+    several = isinstance(first, list | tuple)
+    pairs = list(zip(first, second, strict=True)) if several else [(first, second)]
+    for a, b in pairs:
+        if np.shape(a) != np.shape(b):
+            raise ValueError(
+                "first and second must hold the same users, got shapes "
+                f"{np.shape(a)} and {np.shape(b)}"
+            )
+    differences = [np.asarray(a, np.float64) - np.asarray(b) for a, b in pairs]
+    return bootstrap_interval(differences, **settings)
+
+
+@public("log_loss")
+def calibration(
+    probability: Any, label: Any = None, *, num_bins: int = 10
+) -> Calibration:
+    """Log-loss, Brier score and expected calibration error of choice probabilities.
+
+    Args:
+      probability: float[N], predicted P(chosen is preferred).
+      label: float[N] in [0, 1]; None means that every first response was chosen.
+      num_bins: equal bins of the confidence in [0.5, 1].
+
+    Raises:
+      ValueError: a probability is outside [0, 1] or lengths disagree.
+    """
+    p = _checks.host_array(probability, "probability")
+    if p.dtype.kind not in "iufb" and not _checks.is_floating(p.dtype):
+        raise TypeError(f"probability must hold real numbers, got dtype {p.dtype}")
+    p = p.astype(np.float64)
+    if p.ndim != 1 or not p.size or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("probability must be float[N] in [0, 1] with N of at least 1")
+    _checks.check_count(num_bins, "num_bins")
+    y = _checks.host_floats(label, len(p), "label", 0.0, 1.0)
+    y = np.ones_like(p) if y is None else y.astype(np.float64)
+    floor = np.finfo(np.float64).tiny
+    loss = -(
+        y * np.log(np.maximum(p, floor)) + (1 - y) * np.log(np.maximum(1 - p, floor))
+    )
+    confidence = np.maximum(p, 1 - p)
+    hit = np.where(p > 0.5, y, np.where(p < 0.5, 1 - y, 0.5))  # undecided: half right
+    bins = np.minimum(((confidence - 0.5) * 2 * num_bins).astype(int), num_bins - 1)
+    count = np.bincount(bins, minlength=num_bins)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_confidence = np.bincount(bins, confidence, num_bins) / count
+        frequency = np.bincount(bins, hit, num_bins) / count
+    error = np.nansum(count * np.abs(mean_confidence - frequency)) / len(p)
+    return Calibration(
+        float(loss.mean()),
+        float(np.mean((p - y) ** 2)),
+        float(error),
+        mean_confidence,
+        frequency,
+        count,
+    )
+
+
+@public()
+def four_way(
+    basis: jax.Array,
+    seen_weights: jax.Array,
+    unseen_weights: jax.Array,
+    data: FourWay,
+) -> dict[str, jax.Array]:
+    """Accuracy of seen and unseen users on training and held-out pairs.
+
+    Weights are arrays, or what `fit` and `adapt` returned.
+
+    Returns:
+      float[U] under "seen_training", "seen_heldout", "unseen_training" (the pairs
+      that adaptation saw) and "unseen_heldout".
+
+    Raises:
+      ValueError: shapes disagree or weights are not on the simplex.
+    """
+    return {
+        "seen_training": accuracy(basis, seen_weights, data.seen),
+        "seen_heldout": accuracy(basis, seen_weights, data.seen_heldout),
+        "unseen_training": accuracy(basis, unseen_weights, data.unseen),
+        "unseen_heldout": accuracy(basis, unseen_weights, data.unseen_heldout),
+    }

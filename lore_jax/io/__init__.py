@@ -1,0 +1,1 @@
+"""Files: one record format for fits, progress and user states."""

@@ -1,0 +1,408 @@
+"""Pairwise choices of many users over one table, and parts of them.
+
+D features of one response, U users, M distinct feature rows, N pairs.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from lore_jax import _checks, _ids, _tables
+from lore_jax._entry import public
+
+
+@runtime_checkable
+class FeatureSource(Protocol):
+    """A feature table read in blocks of rows: for tables larger than memory.
+
+    Attributes:
+      shape: (M, D).
+      dtype: storage type of the features.
+    """
+
+    shape: tuple[int, int]
+    dtype: Any
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yields consecutive blocks float[rows, D], M rows in all."""
+        ...
+
+
+class Ids:
+    """Names of users and items, kept beside the arrays.
+
+    A name is a string or an integer. Two records with equal names are equal, so they
+    share compiled programs. The arrays are read-only.
+
+    Attributes:
+      users: str[U] or int[U], or None where users are indices.
+      items: str[M] or int[M], or None where items are rows.
+    """
+
+    def __init__(self, users: np.ndarray | None, items: np.ndarray | None):
+        """Keeps read-only views of both arrays."""
+        self.users = _read_only(users)
+        self.items = _read_only(items)
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """16 bytes that stand for the names; worked out once."""
+        digest = hashlib.blake2b(digest_size=16)
+        for names in (self.users, self.items):
+            if names is None:
+                digest.update(b"none")
+            elif names.dtype.kind == "U":
+                text = "\0".join(names.tolist())
+                digest.update(b"str%d\0" % len(names))
+                digest.update(text.encode("utf-8", "surrogatepass"))
+            else:
+                digest.update(b"int%d\0" % len(names) + names.tobytes())
+        return digest.digest()
+
+    def __eq__(self, other: object) -> bool:
+        """True where both name the same users and items in the same order."""
+        if not isinstance(other, Ids):
+            return NotImplemented
+        return self is other or self.digest == other.digest
+
+    def __hash__(self) -> int:
+        """By value."""
+        return hash(self.digest)
+
+
+def _read_only(names: np.ndarray | None) -> np.ndarray | None:
+    if names is None:
+        return None
+    view = names.view()
+    view.flags.writeable = False
+    return view
+
+
+class Preferences(struct.PyTreeNode):
+    """Pairwise choices over a shared table of responses; build with `from_pairs`.
+
+    Pairs are stored stably sorted by user. Pair n says that `user[n]` preferred row
+    `chosen[n]` of `features` to row `rejected[n]`.
+
+    Attributes:
+      features: float[M, D], one row per distinct response, or ready-made differences
+        where `rejected` is None. NumPy arrays stay on the host, JAX arrays where
+        they are; a `FeatureSource` is read in blocks.
+      chosen: int32[N], row of the preferred response.
+      rejected: int32[N], row of the other, or None.
+      user: int32[N], 0 … U−1, ascending.
+      offsets: int32[U + 1]; pairs offsets[u] … offsets[u + 1] − 1 are user u's.
+      order: int32[N], place of each stored pair in the caller's order.
+      label: float[N], P(chosen is preferred), or None for 1.
+      weight: float[N], non-negative pair weights, or None for 1.
+      group: int32[N], what must not be split between training and validation, or
+        None for the default (user and row).
+      num_users: U; users without a pair are legal.
+      ids: names of users and items, or None.
+    """
+
+    features: Any
+    chosen: Any
+    rejected: Any
+    user: Any
+    offsets: Any
+    order: Any
+    label: Any = None
+    weight: Any = None
+    group: Any = None
+    num_users: int = struct.field(pytree_node=False, default=0)
+    ids: Ids | None = struct.field(pytree_node=False, default=None)
+
+    @classmethod
+    @public("prefs.replace(features=...) of a Preferences that was built outside")
+    def from_pairs(
+        cls,
+        features: Any,
+        chosen: Any,
+        rejected: Any,
+        user: Any,
+        num_users: int | None = None,
+        label: Any = None,
+        weight: Any = None,
+        group: Any = None,
+        *,
+        user_ids: Any = None,
+        item_ids: Any = None,
+    ) -> "Preferences":
+        """Builds and validates the choices of many users over one table.
+
+        The table is not copied, unless its dtype changes: do not write to it
+        afterwards. Everything else is copied.
+
+        A name is a string of at most 256 characters or an integer of 64 bits; the
+        integer 1 and the string "1" are two names. Integers in `user` are indices
+        where `num_users` is given or every number from 0 to the largest occurs.
+        Other integers (database keys, hashes) are names.
+
+        Args:
+          features: float[M, D], one row per response (or per difference, with
+            `rejected=None`), or a `FeatureSource`.
+          chosen: int[N] rows; with `item_ids`, int[N] or str[N] names out of it.
+          rejected: like `chosen`, or None when features already are differences.
+          user: int[N] indices in 0 … U−1, or int[N] or str[N] names. Names are
+            numbered in `user_ids` order, or sorted order where that is not given.
+          num_users: U; default: as many as there are names, or one more than the
+            largest index.
+          label: float[N] in [0, 1], P(chosen is preferred).
+          weight: float[N] ≥ 0.
+          group: int[N] or str[N].
+          user_ids: U distinct names of the users; then `user` holds names. With
+            `num_users`, integers in `user` are indices into strings.
+          item_ids: M distinct names of the rows; then `chosen` and `rejected` hold
+            names.
+
+        Raises:
+          ValueError: an argument has the wrong shape, is out of range, missing or not
+            finite, or a pair compares a row with itself. The message names the place.
+          TypeError: an argument has the wrong dtype, or is traced.
+        """
+        if not isinstance(features, FeatureSource):
+            features = _checks.host_table(features)
+        _tables.check_source(features)
+        num_rows = int(features.shape[0])
+        items = None if item_ids is None else _ids.unique(item_ids, "item_ids")
+        if items is not None and len(items) != num_rows:
+            raise ValueError(
+                f"item_ids must name every row of features: {len(items)} names for "
+                f"M={num_rows} rows"
+            )
+        chosen = _ids.rows(chosen, items, num_rows, "chosen")
+        length = len(chosen)
+        if rejected is not None:
+            rejected = _ids.rows(rejected, items, num_rows, "rejected")
+            _checks.host_length(rejected, length, "rejected")
+            same = np.flatnonzero(chosen == rejected)
+            if same.size:
+                raise ValueError(
+                    f"chosen and rejected must differ; pair {same[0]} compares row "
+                    f"{chosen[same[0]]} with itself"
+                )
+        users, user, num_users = _ids.users(user, num_users, user_ids)
+        _checks.host_length(user, length, "user")
+        label = _checks.host_floats(label, length, "label", 0.0, 1.0)
+        weight = _checks.host_floats(weight, length, "weight", 0.0, np.inf)
+        if group is not None:
+            group = _ids.column(group, "group")
+            _checks.host_length(group, length, "group")
+            group = np.unique(group, return_inverse=True)[1].astype(np.int32)
+        order = np.argsort(user, kind="stable").astype(np.int32)
+        counts = np.bincount(user, minlength=num_users)
+
+        def sort(values):
+            return None if values is None else values[order]
+
+        return cls(
+            features=features,
+            chosen=chosen[order],
+            rejected=sort(rejected),
+            user=user[order],
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+            order=order,
+            label=sort(label),
+            weight=sort(weight),
+            group=sort(group),
+            num_users=num_users,
+            ids=None if users is None and items is None else Ids(users, items),
+        )
+
+    @classmethod
+    @public("prefs.replace(features=...) of a Preferences that was built outside")
+    def from_ragged(
+        cls, differences: Sequence[Any], *, user_ids: Any = None
+    ) -> "Preferences":
+        """Builds from one array of differences x_chosen − x_rejected per user.
+
+        Args:
+          differences: U arrays float[n_u, D]; n_u = 0 is legal.
+          user_ids: U distinct names, strings or integers.
+
+        Raises:
+          ValueError: no user, or an array is not [n_u, D] with the common D, or not
+            finite; the message names the user.
+          TypeError: an array is not floating point.
+        """
+        if len(differences) == 0:
+            raise ValueError("differences must hold at least one user, got none")
+        arrays = [
+            _checks.host_array(x, f"differences[{u}]")
+            for u, x in enumerate(differences)
+        ]
+        width = arrays[0].shape[-1] if arrays[0].ndim == 2 else None
+        for u, x in enumerate(arrays):
+            if x.ndim != 2 or x.shape[1] != width:
+                raise ValueError(
+                    f"differences[{u}] must be float[n, D] with D={width} like "
+                    f"differences[0], got shape {x.shape}"
+                )
+            _checks.host_float_table(x, f"differences[{u}]")
+        features = np.concatenate(arrays)
+        user = np.repeat(np.arange(len(arrays)), [len(x) for x in arrays])
+        names = None if user_ids is None else _ids.unique(user_ids, "user_ids")
+        if names is not None and len(names) != len(arrays):
+            raise ValueError(
+                f"user_ids must name every user: {len(names)} names for "
+                f"num_users={len(arrays)}"
+            )
+        return cls.from_pairs(
+            features,
+            np.arange(len(features)),
+            None,
+            user if names is None else names[user],
+            len(arrays),
+            user_ids=names,
+        )
+
+    @property
+    def num_pairs(self) -> int:
+        """N."""
+        return self.chosen.shape[0]
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return self.features.shape[1]
+
+    @property
+    def counts(self):
+        """int32[U], pairs of each user."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+
+class ArraySource:
+    """A `FeatureSource` over an array or memory map, `block_rows` rows at a time."""
+
+    def __init__(self, array: np.ndarray, block_rows: int = 8192):
+        """Keeps the array; nothing is read yet.
+
+        Raises:
+          ValueError: the array is not [M, D] or `block_rows` is below 1.
+        """
+        if np.ndim(array) != 2:
+            raise ValueError(f"array must be float[M, D], got {np.shape(array)}")
+        if block_rows < 1:
+            raise ValueError(f"block_rows must be at least 1, got {block_rows}")
+        self.array = array
+        self.block_rows = block_rows
+        self.shape = array.shape
+        self.dtype = array.dtype
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yields float[rows, D] in order."""
+        for start in range(0, self.shape[0], self.block_rows):
+            yield np.asarray(self.array[start : start + self.block_rows])
+
+
+def take_shots(prefs: Preferences, shots: int | None, *, seed: int = 0) -> Preferences:
+    """At most `shots` random pairs of each user; None keeps all.
+
+    For one seed the pairs are nested: 3 shots contain the pair of 1 shot.
+
+    Raises:
+      ValueError: `shots` is negative.
+      TypeError: `shots` is no integer.
+    """
+    if shots is None:
+        return prefs
+    if isinstance(shots, bool) or not isinstance(shots, int | np.integer):
+        raise TypeError(f"shots must be an integer or None, got {shots!r}")
+    if shots < 0:
+        raise ValueError(f"shots must be at least 0, got {shots}")
+    draw = np.random.default_rng(seed).random(prefs.num_pairs)
+    user = np.asarray(prefs.user)
+    ranked = np.lexsort((draw, user))
+    place = np.arange(prefs.num_pairs) - np.asarray(prefs.offsets)[:-1][user]
+    return take_pairs(prefs, ranked[place < shots])
+
+
+@public("prefs.replace(features=...)")
+def store_as(prefs: Preferences, dtype) -> Preferences:
+    """Stores the features as bfloat16 or float16, centred before they are rounded.
+
+    A constant row cancels in every pair, and rounding a centred table loses a tenth
+    of what rounding the raw one does. Differences are never centred: their mean is
+    the signal.
+
+    Raises:
+      ValueError: a number is not finite, or overflows `dtype`.
+      TypeError: `dtype` is no floating type, or the features are a `FeatureSource`.
+    """
+    if isinstance(prefs.features, FeatureSource):
+        raise TypeError("features is a FeatureSource; store its blocks as you need")
+    if dtype in ("bfloat16", jnp.bfloat16):
+        dtype = jnp.bfloat16
+    if not _checks.is_floating(dtype):
+        raise TypeError(f"dtype must be floating point, got {dtype!r}")
+    table = np.asarray(prefs.features)
+    if prefs.rejected is not None:
+        table = table - table.mean(0, dtype=np.float64).astype(np.float32)
+    return prefs.replace(features=_tables.rounded(table, dtype))
+
+
+def take_pairs(prefs: Preferences, keep: np.ndarray) -> Preferences:
+    """The pairs at stored positions `keep` (bool[N] or int[n]), all users kept.
+
+    Raises:
+      ValueError: a mask is not bool[N], or a position is out of range.
+    """
+    keep = np.asarray(keep)
+    if keep.dtype == bool:
+        _checks.host_length(keep, prefs.num_pairs, "keep")
+        keep = np.flatnonzero(keep)
+    of = f"N is {prefs.num_pairs}"
+    keep = np.sort(_checks.host_indices(keep, prefs.num_pairs, "keep", of))
+    return _rebuilt(prefs, keep, np.asarray(prefs.user)[keep], prefs.num_users)
+
+
+def take_users(prefs: Preferences, users: np.ndarray) -> Preferences:
+    """The given users, renumbered 0 … in the order given, with all of their pairs.
+
+    Raises:
+      ValueError: a user is out of range or stands twice.
+    """
+    of = f"num_users is {prefs.num_users}"
+    users = _checks.host_indices(users, prefs.num_users, "users", of)
+    if len(np.unique(users)) < len(users):
+        raise ValueError("users must be distinct; one of them stands twice")
+    if not len(users):
+        raise ValueError("users must name at least one user, got none")
+    offsets = np.asarray(prefs.offsets)
+    counts = (offsets[1:] - offsets[:-1])[users]
+    ends = np.cumsum(counts)
+    keep = np.arange(counts.sum()) + np.repeat(offsets[users] - (ends - counts), counts)
+    return _rebuilt(prefs, keep, np.repeat(np.arange(len(users)), counts), users)
+
+
+def _rebuilt(prefs: Preferences, keep, user, users) -> Preferences:
+    """Pairs `keep` with users renumbered; `users` are old numbers, or U unchanged."""
+
+    def take(values):
+        return None if values is None else np.asarray(values)[keep]
+
+    renumbered = not isinstance(users, int)
+    num_users = len(users) if renumbered else users
+    ids = prefs.ids
+    if renumbered and ids is not None and ids.users is not None:
+        ids = Ids(ids.users[users], ids.items)
+    counts = np.bincount(user, minlength=num_users)
+    return prefs.replace(
+        chosen=take(prefs.chosen),
+        rejected=take(prefs.rejected),
+        user=user.astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        order=np.argsort(np.argsort(np.asarray(prefs.order)[keep])).astype(np.int32),
+        label=take(prefs.label),
+        weight=take(prefs.weight),
+        group=take(prefs.group),
+        num_users=num_users,
+        ids=ids,
+    )
