@@ -1,7 +1,7 @@
 """The whole suite: `python -m benchmarks --quick` (about 2 minutes on 2 cores).
 
 Prints one JSON line a case and writes `runs/benchmarks/<device>.json` and `.md`, the
-table of the README. Without `--quick` it takes most of an hour on 2 cores.
+table of docs/performance.md. Without `--quick` it takes most of an hour on 2 cores.
 """
 
 import argparse
@@ -56,31 +56,109 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shape_of(letters: str):
+    """A parser of "M=48000,N=…" into {letter: number}, for these letters."""
+
+    def parse(text: str) -> dict[str, int]:
+        try:
+            found = {
+                name: int(x) for name, x in (s.split("=") for s in text.split(","))
+            }
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no shape: {error}"
+            ) from error
+        if sorted(found) != sorted(letters) or min(found.values()) < 1:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} must give each of {', '.join(letters)} once, at least 1"
+            )
+        return found
+
+    return parse
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--quick", action="store_true", help="few shapes, about 2 minutes on 2 cores")
+    add(
+        "--step",
+        action="append",
+        type=shape_of("MNDKU"),
+        metavar="M=…,N=…,D=…,K=…,U=…",
+        help="only a training step of this shape (may be repeated): M rows, N pairs, D "
+        "features, rank K, U users",
+    )
+    add(
+        "--adapt",
+        action="append",
+        type=shape_of("UPDK"),
+        metavar="U=…,P=…,D=…,K=…",
+        help="only the adaptation of U users with P pairs each, D features, rank K",
+    )
+    add(
+        "--torch", action="store_true", help="also the published loops in eager PyTorch"
+    )
+    add("--compare", metavar="OLD.json", help="an earlier file: ratios of equal cases")
+    add(
+        "--out",
+        default="runs/benchmarks",
+        type=pathlib.Path,
+        help="folder of DEVICE.json and DEVICE.md; the former is written after every "
+        "case, so that an interrupted run keeps what it measured",
+    )
+    add("--size", choices=["tiny"], help=argparse.SUPPRESS)
+    return made
+
+
+def cases(args):
+    """The rows that the flags ask for."""
+    if args.step or args.adapt:
+        bandwidth = measure.copy_bandwidth(256)
+        yield dict(case="copy", bytes_per_s=bandwidth)
+        for shape in args.step or ():
+            yield from bench_train.against_reads(
+                **shape, seconds=6.0, bandwidth=bandwidth, fusions=()
+            )
+        for shape in args.adapt or ():
+            users, pairs, width, rank = (shape[name] for name in "UPDK")
+            yield from bench_adapt.raw(users, pairs, width, rank, 3.0)
+            yield from bench_adapt.projected(users, pairs, rank, 3.0)
+        return
+    size = args.size or ("quick" if args.quick else "full")
+    for bench in (bench_train, bench_adapt):
+        yield from bench.cases(size, args.torch)
+
+
+def write_rows(path: pathlib.Path, rows: list[dict]) -> None:
+    """Replaces the file whole, one row a line."""
+    lines = ",\n ".join(map(json.dumps, rows))
+    part = path.with_suffix(".part")
+    part.write_text(f"[{lines}]\n", encoding="utf-8")
+    part.replace(path)
+
+
 def main(argv=None):
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--torch", action="store_true")
-    parser.add_argument("--compare", metavar="OLD_JSON")
-    parser.add_argument("--size", choices=["tiny"], help=argparse.SUPPRESS)
-    parser.add_argument("--out", default="runs/benchmarks", type=pathlib.Path)
-    args = parser.parse_args(argv)
-    size = args.size or ("quick" if args.quick else "full")
-    start = time.perf_counter()
-    rows = [
-        measure.emit(row)
-        for bench in (bench_train, bench_adapt)
-        for row in bench.cases(size, args.torch)
-    ]
-    changes = measure.compare(rows, args.compare) if args.compare else []
+    args = parser().parse_args(argv)
+    start, rows = time.perf_counter(), []
+    old = measure.read_rows(args.compare) if args.compare else None
     args.out.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", rows[0]["device"].lower()).strip("-")
-    lines = ",\n ".join(map(json.dumps, rows))
-    (args.out / f"{name}.json").write_text(f"[{lines}]\n", encoding="utf-8")
-    (args.out / f"{name}.md").write_text(table(rows), encoding="utf-8")
-    for row in changes:
+    path = args.out
+    for row in cases(args):
+        rows.append(measure.emit(row))
+        name = re.sub(r"[^a-z0-9]+", "-", rows[0]["device"].lower()).strip("-")
+        path = args.out / f"{name}.json"
+        write_rows(path, rows)
+    path.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+    for row in measure.compare(rows, old) if old else []:
         measure.emit(row)
-    print(f"{args.out / name}.md, {time.perf_counter() - start:.0f} s")
+    print(f"{path.with_suffix('.md')}, {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

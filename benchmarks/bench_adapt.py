@@ -3,7 +3,7 @@
     python -m benchmarks.bench_adapt [--quick] [--torch] [--compare old.json]
 
 - raw: from features, U=2,000 × 10 pairs, D=4096, K=5, over one `features @ V`.
-- floor: users/s where features already are projected, against 500 jitted, vmapped
+- projected: users/s where features already are projected, against 500 jitted, vmapped
   optax Adam steps on the same arrays (on a CPU on at most 8,192 of the users, scaled).
   `kernel` is the pure solver on z[U, P, K] in one program, `adapt` the public call with
   everything around it.
@@ -11,8 +11,8 @@
   users and pairs.
 - serving: one user, and the programs that batches of 1 … 10,000 users compile.
 
-The kernels are `lore_jax.simplex` and `lore_jax.prior`, internals: there is no public
-step below `adapt`.
+The kernels are `lore_jax._solve.simplex` and `lore_jax._posterior.table`, internals:
+there is no public step below `adapt_users`.
 
 Typical output (2 idle CPU cores, jax 0.10.2, one --quick run; ratios of two such runs
 differ by about 10 %):
@@ -38,23 +38,24 @@ from jax import lax
 
 import lore_jax as lore
 from benchmarks import measure
-from lore_jax._backend import sized
+from lore_jax._backend import tuning
 from lore_jax._posterior.table import posterior_mean
 from lore_jax._solve import simplex
 from lore_jax.prior import make_atoms
 
 ADAM_STEPS = 500
-ADAM_USERS = 8192, 1 << 20  # on a CPU the rate is that of a cache-sized batch
-CONFIGS = {
-    "default": lore.AdaptConfig(),
-    "ml": lore.AdaptConfig.maximum_likelihood(),
-    "map": lore.AdaptConfig.maximum_a_posteriori(0.3),
+# On a CPU the rate is that of a cache-sized batch.
+ADAM_USERS = {True: 8192, False: 1 << 20}
+METHODS = {
+    "default": lore.PosteriorMean(),
+    "ml": lore.MaximumLikelihood(),
+    "map": lore.MAP(0.3),
 }
 
 
 def make_prior(rank: int) -> lore.Prior:
     """The atoms of a fitted prior, refined and tempered like one."""
-    atoms = make_atoms(jax.random.key(0), rank, lore.TrainConfig().num_atoms)
+    atoms = make_atoms(jax.random.key(0), rank, lore.Search().num_atoms)
     return lore.Prior(
         atoms=atoms,
         log_weights=jnp.full(len(atoms), -np.log(len(atoms)), jnp.float32),
@@ -138,12 +139,10 @@ def raw(num_users, num_pairs, width, rank, seconds):
     prefs = make_users(np.full(num_users, num_pairs), width, sd=0.1)
     basis = jax.random.normal(jax.random.key(0), (width, rank))
     read = jax.jit(functools.partial(jnp.matmul, precision=measure.PRECISION))
-    prior = make_prior(rank)
+    model = lore.RewardModel(basis, make_prior(rank))
     calls = {"read": lambda: read(prefs.features, basis)}
     for name in ("default", "ml"):
-        calls[name] = functools.partial(
-            lore.adapt, basis, prefs, prior=prior, config=CONFIGS[name]
-        )
+        calls[name] = functools.partial(lore.adapt, model, prefs, method=METHODS[name])
     result = measure.interleave(calls, seconds=seconds)
     shape = dict(U=num_users, P=num_pairs, D=width, K=rank, dtype="float32")
     for name in ("default", "ml"):
@@ -156,36 +155,32 @@ def raw(num_users, num_pairs, width, rank, seconds):
         )
 
 
-def floor(
-    num_users, num_pairs, rank, seconds, names=tuple(CONFIGS), what=("kernel", "adapt")
+def projected(
+    num_users, num_pairs, rank, seconds, names=tuple(METHODS), what=("kernel", "adapt")
 ):
     """Users per second on projected features, against Adam."""
     prefs = make_users(np.full(num_users, num_pairs), rank)
     z = prefs.features.reshape(num_users, num_pairs, rank)
     weight = jnp.ones((num_users, num_pairs))
-    few = min(num_users, sized(*ADAM_USERS))
+    few = min(num_users, ADAM_USERS[tuning().branches])
     adam = jax.jit(adam_users)
     part, start = z[:few], jnp.zeros((few, rank))
     calls = {"adam": lambda: adam(part, start)}
-    eye, prior = jnp.eye(rank), make_prior(rank)
+    model = lore.RewardModel(jnp.eye(rank), make_prior(rank))
     pure = kernels(rank)
     for name in names:
         calls[f"kernel {name}"] = functools.partial(pure[name], z, weight)
         calls[f"adapt {name}"] = functools.partial(
-            lore.adapt,
-            eye,
-            prefs,
-            prior=prior if name == "default" else None,
-            config=CONFIGS[name],
+            lore.adapt, model, prefs, method=METHODS[name]
         )
     calls = {n: c for n, c in calls.items() if n.split()[0] in ("adam", *what)}
     result = measure.interleave(calls, repeats=9, seconds=seconds)
     adam_rate = few / result["adam"]["median_s"]
     shape = dict(U=num_users, P=num_pairs, K=rank, dtype="float32")
-    yield dict(case="floor adam", **shape, **result["adam"], users_per_s=adam_rate)
+    yield dict(case="projected adam", **shape, **result["adam"], users_per_s=adam_rate)
     for name in list(calls)[1:]:
         rate = num_users / result[name]["median_s"]
-        row = dict(case=f"floor {name}", **shape, **result[name], users_per_s=rate)
+        row = dict(case=f"projected {name}", **shape, **result[name], users_per_s=rate)
         row["ratio_over_adam"] = rate / adam_rate
         if name.startswith("adapt"):
             row["peak_over_input"] = _over(measure.peak_bytes(calls[name]), z.nbytes)
@@ -207,13 +202,13 @@ def uneven(num_users, rank, seconds, longest=3000):
     total = counts.sum()
     even = np.full(num_users, total // num_users)
     even[: total - even.sum()] += 1
-    eye, prior = jnp.eye(rank), make_prior(rank)
+    model = lore.RewardModel(jnp.eye(rank), make_prior(rank))
     calls = {}
     for kind, values in (("uneven", counts), ("even", even)):
         prefs = make_users(values, rank)
         for name in ("default", "ml"):
             calls[f"{kind} {name}"] = functools.partial(
-                lore.adapt, eye, prefs, prior=prior, config=CONFIGS[name]
+                lore.adapt, model, prefs, method=METHODS[name]
             )
     result = measure.interleave(calls, repeats=7, seconds=seconds)
     for name in ("default", "ml"):
@@ -230,7 +225,7 @@ def serving(width, rank, seconds, largest=10_000):
     """Batches as they arrive: NumPy features, sizes that vary."""
     rng = np.random.default_rng(0)
     basis = jax.random.normal(jax.random.key(0), (width, rank))
-    prior = make_prior(rank)
+    model = lore.RewardModel(basis, make_prior(rank))
     read = jax.jit(functools.partial(jnp.matmul, precision=measure.PRECISION))
 
     def batch(size):
@@ -238,13 +233,13 @@ def serving(width, rank, seconds, largest=10_000):
 
     one = batch(1)
     for name in ("default", "ml"):
-        adapt = functools.partial(lore.adapt, prior=prior, config=CONFIGS[name])
+        adapt = functools.partial(lore.adapt, model, method=METHODS[name])
         with measure.COMPILATIONS.counted() as compiled:
             for size in np.unique(np.geomspace(1, largest, 24).astype(int)):
-                adapt(basis, batch(size))
+                adapt(batch(size))
         calls = {
             "read": lambda: read(one.features, basis),
-            "call": lambda adapt=adapt: adapt(basis, one),
+            "call": lambda adapt=adapt: adapt(one),
         }
         result = measure.interleave(calls, repeats=100, seconds=seconds)
         overhead = result["call"]["median_s"] - result["read"]["median_s"]
@@ -290,22 +285,22 @@ def cases(size: str, torch: bool = False):
     """Rows of one size: "tiny" (a smoke test), "quick" or "full"."""
     if size == "tiny":  # one shape of chunk, so that each method compiles once
         yield from raw(30, 4, 64, 3, 0.0)
-        yield from floor(40, 4, 3, 0.0, ("default", "ml"), ("adapt",))
+        yield from projected(40, 4, 3, 0.0, ("default", "ml"), ("adapt",))
         yield from uneven(50, 3, 0.0, longest=30)
         yield from serving(16, 3, 0.0, largest=8)
     elif size == "quick":  # compiling, about 5 s a program, is most of its time
         yield from raw(2000, 10, 4096, 5, 3.0)
-        yield from floor(100_000, 10, 5, 3.0, ("default", "ml"), ("adapt",))
-        yield from floor(8_192, 10, 20, 3.0, ("default", "ml"), ("adapt",))
+        yield from projected(100_000, 10, 5, 3.0, ("default", "ml"), ("adapt",))
+        yield from projected(8_192, 10, 20, 3.0, ("default", "ml"), ("adapt",))
         yield from uneven(5_000, 5, 2.0)
-        if sized(False, True):  # sizes that an accelerator is for
+        if not tuning().branches:  # sizes that an accelerator is for
             yield from raw(40_000, 10, 4096, 5, 3.0)
-            yield from floor(1_000_000, 10, 5, 3.0, ("default", "ml"))
-            yield from floor(100_000, 10, 20, 3.0, ("default", "ml"))
+            yield from projected(1_000_000, 10, 5, 3.0, ("default", "ml"))
+            yield from projected(100_000, 10, 20, 3.0, ("default", "ml"))
     else:
         yield from raw(2000, 10, 4096, 5, 20.0)
         for users, rank in itertools.product((10_000, 100_000, 1_000_000), (5, 20)):
-            yield from floor(users, 10, rank, 30.0)
+            yield from projected(users, 10, rank, 30.0)
         yield from uneven(200_000, 5, 20.0)
         yield from serving(4096, 5, 5.0)
     if torch:

@@ -8,7 +8,7 @@ fastest of four jitted back-projections, that took turns with it: `ratio_to_read
 iteration needs went by. `fused products` projects and back-projects block by block, as
 an iteration on differences could.
 
-The iterations are `lore_jax.descent` with the recipes of `reference` and `marginal`,
+The iterations are `lore_jax._train.steps` with those of `published` and `marginal`,
 internals: `fit` does not expose a single step.
 
 Typical output (2 idle CPU cores, jax 0.10.2, M = N = 48,000, D=4096, K=5, U=4,800):
@@ -31,6 +31,7 @@ from jax import lax
 
 import lore_jax as lore
 from benchmarks import measure
+from lore_jax._pairs.pack import pack
 from lore_jax._train import coordinates, marginal, published, steps
 from lore_jax.prior import make_atoms
 
@@ -104,12 +105,12 @@ FUSED = {
 class Iteration:
     """Calls that advance one trainer STEPS iterations; its state is donated."""
 
-    def __init__(self, state, problem, recipe):
-        self.state, self.problem, self.recipe = state, problem, recipe
+    def __init__(self, state, problem, parts):
+        self.state, self.problem, self.parts = state, problem, parts
 
     def __call__(self):
         self.state, metrics = steps.run(
-            self.state, self.problem, recipe=self.recipe, num_steps=STEPS
+            self.state, self.problem, steps=self.parts, num_steps=STEPS
         )
         return metrics
 
@@ -117,15 +118,15 @@ class Iteration:
         """Bytes of temporaries of the compiled program."""
         return measure.temporaries(
             *(steps.run, self.state, self.problem),
-            recipe=self.recipe,
+            steps=self.parts,
             num_steps=STEPS,
         )
 
 
 def iterations(prefs, rank):
     """name → Iteration, for the published alternating form and the default."""
-    config = lore.TrainConfig.reference_alternating(num_steps=1000)
-    trainer = published.make_trainer(config)
+    recipe = lore.PublishedAlternating(num_steps=1000, prior=None)
+    trainer = published.make_trainer(recipe)
     params = lore.init_params(
         jax.random.key(1),
         num_users=prefs.num_users,
@@ -134,19 +135,19 @@ def iterations(prefs, rank):
     )
     bare = prefs.replace(ids=None, group=None, order=None, offsets=None)
     bare = jax.tree.map(jnp.asarray, bare)
-    problem = published.Problem(bare, jnp.zeros(prefs.num_features))
-    alternating = Iteration(trainer.init(params), problem, trainer.recipe)
-    atoms = make_atoms(jax.random.key(2), rank, lore.TrainConfig().num_atoms)
+    problem = published.PublishedProblem(bare, jnp.zeros(prefs.num_features))
+    alternating = Iteration(trainer.init(params), problem, trainer.steps)
+    atoms = make_atoms(jax.random.key(2), rank, lore.Search().num_atoms)
     base = jnp.full(len(atoms), 1 / len(atoms))
     made = coordinates.make_coordinates(
         coordinates.measure(prefs), 1.0, jnp.float32, prefs.num_features
     )
-    problem = marginal.make_problem(prefs, atoms, base, made)
+    problem = marginal.make_problem(prefs.features, pack(prefs), atoms, base, made)
     optimiser = marginal.make_optimiser(0.03, 1000)
     settings = marginal.Settings(*map(jnp.float32, (1e-3, 0.3, 1.0, 1.0, 500.0)))
     state = marginal.init(jax.random.key(3), problem, 0.1, optimiser)
-    data = marginal.Data(problem, settings)
-    default = Iteration(state, data, marginal.make_recipe(optimiser))
+    data = marginal.MarginalInputs(problem, settings)
+    default = Iteration(state, data, marginal.make_steps(optimiser))
     return {"alternating": alternating, "default": default}
 
 

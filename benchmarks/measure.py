@@ -72,7 +72,7 @@ def interleave(
       seconds: no new round starts after this long, and three always run.
 
     Returns:
-      name → median_s, spread (interquartile range / median), min_s, repeats, calls in
+      name → median_s, interquartile (range / median), min_s, repeats, calls in
       a row, and the compilations of the first call.
     """
     out = {}
@@ -96,9 +96,11 @@ def interleave(
             times[name].append((time.perf_counter() - start) / number)
     for name, values in times.items():
         low, middle, high = statistics.quantiles(values, n=4)
-        spread = (high - low) / middle
+        interquartile = (high - low) / middle
         out[name].update(
-            median_s=statistics.median(values), spread=spread, min_s=min(values)
+            median_s=statistics.median(values),
+            interquartile=interquartile,
+            min_s=min(values),
         )
         out[name]["repeats"] = len(values)
     return out
@@ -199,17 +201,23 @@ def command_line(cases: Callable[..., Any], doc: str, argv=None) -> None:
     parser.add_argument("--compare", metavar="OLD_JSON")
     args = parser.parse_args(argv)
     rows = [emit(row) for row in cases("quick" if args.quick else "full", args.torch)]
-    for row in compare(rows, args.compare) if args.compare else ():
+    for row in compare(rows, read_rows(args.compare)) if args.compare else ():
         emit(row)
 
 
-def compare(rows: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
-    """Rows that an older run has too, with their ratios now over then.
+def read_rows(path: str) -> list[dict[str, Any]]:
+    """The rows of an earlier run."""
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def compare(
+    rows: list[dict[str, Any]], earlier: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows that an earlier run has too, with their ratios now over then.
 
     A row is known by its case and shapes; `ratio_*` and `median_s` are compared.
     """
-    old = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    old = {_identity(row): row for row in old}
+    old = {_identity(row): row for row in earlier}
     out = []
     for row in rows:
         then = old.get(_identity(row))

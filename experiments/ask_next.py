@@ -8,16 +8,14 @@ Every new person is asked one of their own training pairs at a time, chosen by
 differences are paired, person by person, with 95 % intervals over people and splits.
 """
 
-import json
-
 import jax
 import numpy as np
 
 import lore_jax as lore
 from experiments.calibration import flags, problems
 from experiments.few_shot import show
-from experiments.intervals import bootstrap, paired
-from experiments.stored import replacing
+from experiments.stored import write_json
+from lore_jax.cli.intervals import bootstrap, paired
 
 METHODS = ("information", "margin", "random")
 SHOWN = (1, 2, 3, 5, 10, 15, 20)
@@ -43,27 +41,26 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     what = "" if args.planted is None else f"-planted{args.planted:g}"
     path = args.out / f"ask_next{what}.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(path, results)
     print(f"\nwrote {path}")
 
 
 def ask(split, fitted: lore.Fitted, method: str, rounds: int, seed: int) -> list:
     """float[U] accuracies after 1 … `rounds` answers; who has no pair left waits."""
-    pool, basis, prior = split.unseen, fitted.basis, fitted.prior
+    pool, model = split.unseen, fitted.model
     keys = jax.random.split(jax.random.key(seed), rounds)
     asked = np.zeros(pool.num_pairs, bool)
     out = []
     for key in keys:
         shown, left = (lore.take_pairs(pool, x) for x in (asked, ~asked))
         drawn = key if method == "random" else None
-        scores = lore.score_pairs(basis, shown, prior, left, method=method, key=drawn)
+        scores = lore.score_pairs(model, shown, left, method=method, key=drawn)
         best = lore.best_pairs(scores, left)[:, 0]
         stored = np.argsort(np.asarray(left.order))[best[best >= 0]]
         asked[np.flatnonzero(~asked)[stored]] = True
         shown = lore.take_pairs(pool, asked)
-        weights = lore.adapt(basis, shown, prior=prior).weights
-        accuracy = lore.accuracy(basis, weights, split.unseen_heldout)
+        weights = lore.adapt(model, shown).weights
+        accuracy = lore.accuracy(model, weights, split.unseen_heldout)
         out.append(100 * np.asarray(accuracy, np.float64))
     return out
 

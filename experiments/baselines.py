@@ -13,7 +13,7 @@ import numpy as np
 import lore_jax as lore
 from experiments.parts import Split
 
-HEAD = "reference head"
+HEAD = "base reward head"
 GLOBAL = "global Bradley-Terry"
 LORE = "library default"
 CHOSEN = "library default, rank by validation"
@@ -33,6 +33,7 @@ METHODS = {
     "alternating": ALTERNATING,
     "alone": ALONE,
 }
+PUBLISHED = {"joint": lore.PublishedJoint, "alternating": lore.PublishedAlternating}
 PUBLISHED_STEPS = {"joint": 1000, "alternating": 20_000}
 PUBLISHED_NORM = 100.0  # mean norm of the centred features that the recipes assume
 OWN = -1  # stands for no rank: "each user alone", or a rank that validation chose
@@ -46,8 +47,9 @@ class Recipe:
     Attributes:
         method: a key of ``METHODS``.
         rank: K, or ``OWN``.
-        train: settings of ``lore.TrainConfig``.
-        fewshot: settings of ``lore.AdaptConfig.reference``, for the published recipes.
+        train: settings of the library's recipe; a published one's, or those of
+            ``lore.Marginal`` and ``lore.Search`` in one.
+        fewshot: settings of ``lore.PublishedAdam``, for the published recipes.
     """
 
     method: str
@@ -78,46 +80,59 @@ class Recipe:
         if self.method == "head":
             return lore.fit(seen, rank=0, key=key, anchor=split.head)
         if not self.published:
-            config = lore.TrainConfig(**self.train)
             rank = "auto" if self.method == "auto" else self.rank
-            return lore.fit(seen, rank=rank, key=key, config=config)
+            return lore.fit(seen, rank=rank, key=key, recipe=marginal(**self.train))
         table = np.asarray(seen.features).astype(np.float32)
         if seen.rejected is not None:  # the mean of differences is the signal
             table = table - table.mean(0, dtype=np.float64).astype(np.float32)
         scale = PUBLISHED_NORM / max(float(np.linalg.norm(table, axis=1).mean()), 1e-30)
-        config = getattr(lore.TrainConfig, f"reference_{self.method}")(**self.train)
-        anchor = None if split.head is None else split.head / np.float32(scale)
+        recipe = PUBLISHED[self.method](**self.train)
+        anchor = None
+        if recipe.alpha and split.head is not None:
+            anchor = split.head / np.float32(scale)
         fitted = lore.fit(
             seen.replace(features=table * np.float32(scale)),
             rank=self.rank,
             key=key,
-            config=config,
+            recipe=recipe,
             anchor=anchor,
         )
-        params = fitted.params.replace(basis=fitted.params.basis * scale)
-        return fitted.replace(params=params, unpruned=None, kept=None)
+        model = fitted.model.replace(basis=fitted.model.basis * scale)
+        return fitted.replace(model=model, unpruned=None, kept=None)
 
     def adapt(self, fitted: lore.Fitted, shown: lore.Preferences, seed: int):
         """Weights float[U, K] of new users from what they have shown.
 
         ``shown`` has projected features: the basis has already been applied.
         """
-        eye = np.eye(fitted.params.basis.shape[1], dtype=np.float32)
-        if not self.published:
-            return lore.adapt(eye, shown, prior=fitted.prior).weights
-        config = lore.AdaptConfig.reference(
-            temperature=fitted.temperature, seed=seed, **self.fewshot
-        )
-        return lore.adapt(eye, shown, config=config).weights
+        method = None
+        if self.published:
+            method = lore.PublishedAdam(key=jax.random.key(seed), **self.fewshot)
+        return lore.adapt(projected_model(fitted), shown, method=method).weights
 
 
-def on_floor(prefs: lore.Preferences, basis) -> lore.Preferences:
-    """The same choices with projected features [M, K]: the table is read once."""
+def marginal(**settings) -> lore.Marginal:
+    """The default recipe with settings of its own and of its search."""
+    names = {field.name for field in dataclasses.fields(lore.Search)}
+    search = {name: x for name, x in settings.items() if name in names}
+    own = {name: x for name, x in settings.items() if name not in names}
+    return lore.Marginal(search=lore.Search(**search), **own)
+
+
+def projected_model(fitted: lore.Fitted) -> lore.RewardModel:
+    """The model of features that are projected already: V is the identity."""
+    eye = np.eye(fitted.model.rank, dtype=np.float32)
+    return fitted.model.replace(basis=eye)
+
+
+def projected_table(prefs: lore.Preferences, basis) -> lore.Preferences:
+    """The same choices with projected features [M, K], users by number."""
     source = lore.ArraySource(np.asarray(prefs.features))
-    return prefs.replace(features=lore.project(source, basis))
+    proj = lore.project(source, basis)
+    return prefs.replace(features=proj, ids=None)
 
 
-def someone_else(weights, seed: int) -> np.ndarray:
+def shuffled_weights(weights, seed: int) -> np.ndarray:
     """float[U, K]: everybody gets the weights of another user, drawn at random."""
     weights = np.asarray(weights)
     order = np.random.default_rng(seed).permutation(len(weights))
@@ -126,19 +141,18 @@ def someone_else(weights, seed: int) -> np.ndarray:
     return other
 
 
-def everybody(fitted: lore.Fitted, prefs: lore.Preferences) -> np.ndarray:
+def mean_weights(fitted: lore.Fitted, prefs: lore.Preferences) -> np.ndarray:
     """float[U, K]: the population's mean weights for every user."""
-    return np.tile(np.asarray(fitted.prior.mean), (prefs.num_users, 1))
+    return np.tile(np.asarray(fitted.model.prior.mean), (prefs.num_users, 1))
 
 
-def likeliest(fitted: lore.Fitted, shown: lore.Preferences):
+def ml_weights(fitted: lore.Fitted, shown: lore.Preferences):
     """float[U, K]: certified maximum likelihood on projected pairs."""
-    config = lore.AdaptConfig.maximum_likelihood(fitted.temperature)
-    eye = np.eye(fitted.params.basis.shape[1], dtype=np.float32)
-    return lore.adapt(eye, shown, config=config).weights
+    method = lore.MaximumLikelihood()
+    return lore.adapt(projected_model(fitted), shown, method=method).weights
 
 
-class Alone:
+class PerUserBradleyTerry:
     """Every user's own Bradley-Terry direction with ridge, from that user's pairs.
 
     minimise_v Σ_n weight_n ℓ(v · Δ_n) + λ/2 ‖v‖² s, s the mean squared norm of a
@@ -158,7 +172,7 @@ class Alone:
     @classmethod
     def select(
         cls, prefs: lore.Preferences, seed: int, *, most_users: int = 200
-    ) -> "Alone":
+    ) -> "PerUserBradleyTerry":
         """Choose λ on grouped validation, with at most so many users."""
         order = np.random.default_rng(seed).permutation(prefs.num_users)
         some = lore.take_users(prefs, np.sort(order[:most_users]))
@@ -180,7 +194,7 @@ class Alone:
             pairs = slice(prefs.offsets[user], prefs.offsets[user + 1])
             delta = differences(prefs, user)
             label = 1.0 if prefs.label is None else prefs.label[pairs]
-            weight = 1.0 if prefs.weight is None else prefs.weight[pairs]
+            weight = 1.0 if prefs.sample_weight is None else prefs.sample_weight[pairs]
             gram = delta @ delta.T / self.scale
             beta = kernel_logistic(gram, label, weight, self.ridge)
             out[:, user] = beta @ delta / self.scale

@@ -9,7 +9,6 @@ and Brier score are means over people; differences in log-loss are paired, with 
 intervals over people and splits.
 """
 
-import json
 import types
 
 import jax
@@ -17,7 +16,8 @@ import numpy as np
 
 import lore_jax as lore
 from experiments.few_shot import fits, label, parser, show
-from experiments.intervals import bootstrap, paired
+from experiments.stored import write_json
+from lore_jax.cli.intervals import bootstrap, paired
 
 SHOTS = (1, 3, 5, 10, 20, None)
 METHODS = ("integrated", "plugged in", "likelihood")
@@ -65,30 +65,32 @@ def main() -> None:
     for rank in args.ranks:
         found: dict = {}
         for seed, (split, fitted) in enumerate(problems(args, rank)):
-            spread = float(fitted.prior.spread)
-            print(f"K = {rank}, split {seed}: learned spread {spread:g}", flush=True)
+            rho = float(fitted.model.prior.variance_scale)
+            print(
+                f"K = {rank}, split {seed}: learned variance scale {rho:g}", flush=True
+            )
             predict_all(split, fitted, seed, found)
         results[str(rank)] = report(rank, found)
     args.out.mkdir(parents=True, exist_ok=True)
     what = "" if args.planted is None else f"-planted{args.planted:g}"
     path = args.out / f"calibration{what}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(path, results)
     print(f"\nwrote {path}")
 
 
 def predict_all(split, fitted: lore.Fitted, seed: int, found: dict) -> None:
     """Adds one split's numbers to `found[method, shots, quantity]`."""
     heldout = split.unseen_heldout
-    basis, prior, temperature = fitted.basis, fitted.prior, fitted.temperature
-    likelihood = lore.AdaptConfig.maximum_likelihood(temperature=temperature)
+    model = fitted.model
+    likelihood = lore.MaximumLikelihood()
     for shots in SHOTS:
         few = lore.take_shots(split.unseen, shots, seed=seed)
-        chances = {"integrated": lore.predict_proba(basis, few, prior, heldout)}
+        chances = {"integrated": lore.predict_proba(model, few, heldout)}
         for name, adapted in (
-            ("plugged in", lore.adapt(basis, few, prior=prior)),
-            ("likelihood", lore.adapt(basis, few, config=likelihood)),
+            ("plugged in", lore.adapt(model, few)),
+            ("likelihood", lore.adapt(model, few, method=likelihood)),
         ):
-            m = lore.margins(basis, adapted.weights, heldout, temperature)
+            m = lore.margins(model, adapted, heldout)
             chances[name] = jax.nn.sigmoid(m)
         for name, chance in chances.items():
             p = np.clip(np.asarray(chance, np.float64), 1e-9, 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import figures, report
+from experiments import figures, result_tables
 from experiments.baselines import (
     ALONE,
     CHOSEN,
@@ -26,8 +26,8 @@ from experiments.baselines import (
 )
 from experiments.parts import check_leaks, list_splits, read_config
 from experiments.prepare import positive
+from experiments.prepared import versions, write_json
 from experiments.protocol import Run, Store
-from experiments.tables import versions, write_json
 
 NO_CURVE = (HEAD, GLOBAL, POPULATION)
 PARTS_SHOWN = {"seen_heldout": "seen users", "unseen_heldout": "unseen users"}
@@ -178,9 +178,9 @@ class Experiment:
                 progress.set_postfix_str(f"{source.name} {recipe.label} {recipe.rank}")
                 yield source, seed, recipe
 
-    def four_way(self) -> tuple[report.Rows, dict, dict]:
+    def four_way(self) -> tuple[result_tables.Rows, dict, dict]:
         """Rows of the four-way table, the ranks validation chose, and the counts."""
-        rows, chosen, counts = report.Rows(self.run.people), {}, {}
+        rows, chosen, counts = result_tables.Rows(self.run.people), {}, {}
         for source, seed, recipe in self.cells(self.recipes, "train"):
             cell = self.run.four_way(source, seed, recipe)
             rows.add(source.name, recipe.rank, cell)
@@ -216,9 +216,9 @@ def train_one(experiment: Experiment) -> dict:
     table, out = rows.table(), experiment.out
     results = {"table": table, "chosen_rank": chosen}
     results |= {"counts": counts, "leaks": experiment.leaks}
-    parts = [report.markdown(table), report.quality_markdown(table)]
-    text = "\n".join([*parts, report.counts_markdown(counts)])
-    report.write_results(out, "four_way", results, text)
+    parts = [result_tables.markdown(table), result_tables.quality_markdown(table)]
+    text = "\n".join([*parts, result_tables.counts_markdown(counts)])
+    result_tables.write_results(out, "four_way", results, text)
     panels = {title: rank_curves(table, q) for q, title in PARTS_SHOWN.items()}
     if any(curves or flat for curves, flat in panels.values()):
         figures.rank_figure(out / "figures" / "accuracy_by_rank", panels)
@@ -253,10 +253,10 @@ def draw_basis(experiment: Experiment, chosen: dict) -> None:
     fitted = run.fit(run.sources[0], seed, recipe)
     folder, head = experiment.out / "figures", experiment.args.data[0] / "head.npy"
     title = f"{LORE}, K = {rank}"
-    mean = np.asarray(fitted.prior.mean)
+    mean = np.asarray(fitted.model.prior.mean)
     figures.weights_figure(folder / "weights", fitted.weights, mean, title=title)
     head = np.load(head) if head.exists() else None
-    figures.cosines_figure(folder / "cosines", fitted.basis, head, title=title)
+    figures.cosines_figure(folder / "cosines", fitted.model.basis, head, title=title)
 
 
 def fewshot_main(dataset: str, description: str, argv=None) -> list[dict]:
@@ -274,7 +274,7 @@ def fewshot_one(experiment: Experiment) -> dict:
     flat = [r for r in experiment.recipes if r.method in ("head", "global")]
     curved = [r for r in experiment.recipes if r.method not in ("head", "global")]
     shots = [*experiment.shots, None]
-    tables = {s: report.Rows(experiment.run.people) for s in shots}
+    tables = {s: result_tables.Rows(experiment.run.people) for s in shots}
     counts: dict = {}
     for source, seed, recipe in experiment.cells(flat, "flat"):
         cell = experiment.run.four_way(source, seed, recipe)
@@ -291,8 +291,10 @@ def fewshot_one(experiment: Experiment) -> dict:
             name, facts = "all" if s is None else str(s), cell.facts
             found = {n: facts[n] for n in ("pairs", "judgements", "user_rows")}
             shown.setdefault(name, {}).setdefault((source.name, seed), found)
-    shown = {name: report.mean_counts(found.values()) for name, found in shown.items()}
-    unseen = [q for q in report.QUANTITIES if q.startswith("unseen_heldout")]
+    shown = {
+        name: result_tables.mean_counts(found.values()) for name, found in shown.items()
+    }
+    unseen = [q for q in result_tables.QUANTITIES if q.startswith("unseen_heldout")]
     table = [
         {"shots": "all" if s is None else s, **row}
         for s, rows in tables.items()
@@ -300,9 +302,12 @@ def fewshot_one(experiment: Experiment) -> dict:
     ]
     results = {"table": table, "shown": shown, "counts": counts}
     results["leaks"] = experiment.leaks
-    parts = [report.shots_markdown(table, shown), report.shots_quality_markdown(table)]
-    text = "\n".join([*parts, report.counts_markdown(counts)])
-    report.write_results(experiment.out, "fewshot", results, text)
+    parts = [
+        result_tables.shots_markdown(table, shown),
+        result_tables.shots_quality_markdown(table),
+    ]
+    text = "\n".join([*parts, result_tables.counts_markdown(counts)])
+    result_tables.write_results(experiment.out, "fewshot", results, text)
     what = "pairs" if experiment.per == "pairs" else "dialogues"
     label = f"{what} shown by a new user"
     for rank in sorted({r.rank for r in curved if r.rank > 1}) or [None] * bool(curved):

@@ -11,38 +11,21 @@ finished in that order; a marker beside the table, replaced atomically, counts t
 a killed run continues there.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import inspect
-import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments.stored import (
-    load_array,
-    load_features,
-    read_json,
-    view_table,
-    write_array,
-    write_json,
-)
-from experiments.tables import digest
+from experiments.prepared import digest
+from experiments.stored import load_array, load_features, read_json, write_array
 from experiments.texts import TextIndex
+from lore_jax.hf.table import ResumableTable, batches, longest_first
+from lore_jax.hf.text_model import TextModel, check_logits, load_parts, render
 
 DEFAULT_MODEL = "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2"
-TEMPLATE_DATE = "26 Jul 2024"  # some templates print today's date unless given one
 SENTINEL = "\u2060response\u2060"
-SAFE = {"trust_remote_code": False}  # No code of a repository runs,
-SAFE_MODEL = {**SAFE, "use_safetensors": True}  # and no pickle is opened.
-BLOCK = 4096  # rows read at a time
-# A template is a program of the model's author: bounds of its size, of what it adds to
-# a conversation (characters), and of its time.
-TEMPLATE_SIZE, TEMPLATE_ADDS, TEMPLATE_SECONDS = 100_000, 20_000, 10.0
+TEMPLATE_SECONDS = 10.0  # for one text; a template is a program of the model's author
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,41 +76,34 @@ class EmbedConfig:
         return {name: getattr(self, name) for name in names}
 
 
-class RewardModel:
-    """A sequence-classification model with a linear head, and its tokenizer."""
+class RewardModel(TextModel):
+    """A sequence-classification model with one output, and its tokenizer.
+
+    Attributes:
+        head: float32[D], its weights.
+    """
 
     def __init__(self, model, tokenizer, config: EmbedConfig) -> None:
         """Wrap a loaded model.
 
         Raises:
-            ValueError: if the model has no single-output linear head ``score``, or the
-                tokenizer no chat template, or one of more than ``TEMPLATE_SIZE``.
+            ValueError: if the model has no single-output linear head, or the tokenizer
+                no chat template, or one that is too long.
         """
-        weight = getattr(getattr(model, "score", None), "weight", None)
-        if weight is None:
-            raise ValueError(
-                f"{type(model).__name__} has no linear head `score`; load a reward "
-                "model through AutoModelForSequenceClassification"
-            )
-        if weight.shape[0] != 1:
-            raise ValueError(f"the head has {weight.shape[0]} outputs, expected one")
         if not tokenizer.chat_template:
             raise ValueError(f"the tokenizer of {config.model} has no chat template")
-        if (size := len(str(tokenizer.chat_template))) > TEMPLATE_SIZE:
+        super().__init__(
+            model,
+            tokenizer,
+            "reward",
+            max_length=config.max_length,
+            padding_side=config.padding_side,
+        )
+        if self.weight.shape[1] != 1:
             raise ValueError(
-                f"the chat template of {config.model} has {size} characters, expected "
-                f"at most {TEMPLATE_SIZE}"
+                f"the head has {self.weight.shape[1]} outputs, expected one"
             )
-        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
-        self.head = weight.detach().float().cpu().numpy()[0]
-        bias = getattr(model.score, "bias", None)
-        self.bias = 0.0 if bias is None else float(bias.detach()[0])
-        self.base = getattr(model, model.base_model_prefix)
-        self.takes_positions = "position_ids" in inspect.signature(
-            self.base.forward
-        ).parameters  # fmt: skip
-        self.side = config.padding_side or tokenizer.padding_side
-        self.pad = self._padding_token()
+        self.config, self.head = config, self.weight[:, 0]
 
     @classmethod
     def load(cls, config: EmbedConfig) -> "RewardModel":
@@ -137,26 +113,14 @@ class RewardModel:
             ValueError: if the checkpoint lacks weights, above all the head: a language
                 model loaded this way gets a random one.
         """
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        parts = load_parts(
             config.model,
+            kind="reward",
+            dtype=config.model_dtype,
+            device=config.device,
             revision=config.revision,
-            dtype=getattr(torch, config.model_dtype),
-            output_loading_info=True,
-            **SAFE_MODEL,
         )
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(
-                f"{config.model} is not a trained reward model: its checkpoint lacks "
-                f"{missing[:4]}"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.model, revision=config.revision, **SAFE
-        )
-        return cls(model.to(device), tokenizer, config)
+        return cls(*parts, config)
 
     def render(self, messages: Sequence[dict]) -> str:
         """The text that the model reads: the chat template, applied once.
@@ -164,17 +128,7 @@ class RewardModel:
         Raises:
             ValueError: if the template takes too long, or adds too much.
         """
-        with time_limit(TEMPLATE_SECONDS, "the chat template"):
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, date_string=TEMPLATE_DATE
-            )
-        said = sum(len(message["content"]) for message in messages)
-        if len(text) > 2 * said + TEMPLATE_ADDS + TEMPLATE_ADDS // 20 * len(messages):
-            raise ValueError(
-                f"the chat template makes {len(text)} characters of {said} in "
-                f"{len(messages)} messages"
-            )
-        return text
+        return render(self.tokenizer, messages, TEMPLATE_SECONDS)
 
     def response(self, messages: Sequence[dict]) -> str:
         """What the template makes of the last message's content alone."""
@@ -185,46 +139,6 @@ class RewardModel:
             return text
         return text[len(before) : len(text) - len(after)]
 
-    def tokens(self, messages: Sequence[dict]) -> np.ndarray:
-        """int32[L] token ids of a conversation, cut at the front if too long."""
-        ids = self.tokenizer(self.render(messages), add_special_tokens=False)
-        ids = np.asarray(ids["input_ids"], np.int32)
-        if not len(ids):
-            raise ValueError(f"a text has no tokens: {messages!r}")
-        if len(ids) <= (limit := self.config.max_length):
-            return ids
-        begins = int(ids[0] == self.tokenizer.bos_token_id)
-        return np.concatenate([ids[:begins], ids[len(ids) - limit + begins :]])
-
-    def inputs(self, batch: Sequence[np.ndarray]) -> dict:
-        """Padded model inputs on the model's device."""
-        import torch
-
-        length = max(map(len, batch))
-        ids = np.full((len(batch), length), self.pad, np.int64)
-        mask = np.zeros((len(batch), length), np.int64)
-        for row, tokens in enumerate(batch):
-            start = length - len(tokens) if self.side == "left" else 0
-            ids[row, start : start + len(tokens)] = tokens
-            mask[row, start : start + len(tokens)] = 1
-        arrays = {"input_ids": ids, "attention_mask": mask}
-        if self.takes_positions:  # else left padding would shift absolute positions
-            arrays["position_ids"] = np.maximum(mask.cumsum(1) - 1, 0)
-        device = next(self.model.parameters()).device
-        return {name: torch.from_numpy(a).to(device) for name, a in arrays.items()}
-
-    def features(self, batch: Sequence[np.ndarray]) -> np.ndarray:
-        """float32[B, D] hidden state of every text's last real token."""
-        import torch
-
-        inputs = self.inputs(batch)
-        with torch.inference_mode():
-            hidden = self.base(**inputs).last_hidden_state
-            length = inputs["attention_mask"].shape[1]
-            last = inputs["attention_mask"].flip(1).argmax(1)
-            hidden = hidden[torch.arange(len(batch)), length - 1 - last]
-        return hidden.float().cpu().numpy()
-
     def check_head(self, batch: Sequence[np.ndarray], features: np.ndarray) -> float:
         """Stop unless ``features @ head`` are the model's own logits.
 
@@ -234,54 +148,7 @@ class RewardModel:
         Raises:
             ValueError: with the first few values of both.
         """
-        import torch
-
-        with torch.inference_mode():
-            logits = self.model(**self.inputs(batch)).logits[:, 0].float().cpu().numpy()
-        ours = features.astype(np.float64) @ self.head + self.bias
-        scale = max(np.sqrt(np.mean(logits.astype(np.float64) ** 2)), 1e-6)
-        error = float(np.sqrt(np.mean((ours - logits) ** 2)) / scale)
-        bound = 1e-3 if self.config.model_dtype == "float32" else 2e-2
-        if not error <= bound:
-            raise ValueError(
-                f"features @ head differs from the model's own logits by {error:.2g} "
-                f"of their size (allowed {bound:.2g}): {ours[:4]} against "
-                f"{logits[:4]}. The head is not the one the model uses, or the model "
-                "pools another token than the last real one"
-            )
-        return error
-
-    def _padding_token(self) -> int:
-        """A padding token that the model's own pooling cannot take for text."""
-        tokenizer, config = self.tokenizer, self.model.config
-        options = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
-        known = [token for token in options if token is not None]
-        clear = [token for token in known if token != tokenizer.eos_token_id]
-        pad = (clear or known or [tokenizer.eos_token_id])[0]
-        if pad is None:
-            raise ValueError("the tokenizer has no token to pad with")
-        config.pad_token_id = pad
-        return int(pad)
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float, what: str) -> Iterator[None]:
-    """Raises `ValueError` in a body that takes longer; in the main thread of POSIX."""
-    main = threading.current_thread() is threading.main_thread()
-    if not (main and hasattr(signal, "setitimer")):
-        yield
-        return
-
-    def late(*_):
-        raise ValueError(f"{what} takes more than {seconds:g} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        return check_logits(self, batch, features, self.head[:, None], self.bias)
 
 
 def embed_texts(reward: RewardModel, texts: TextIndex, folder) -> np.ndarray:
@@ -303,43 +170,31 @@ def embed_texts(reward: RewardModel, texts: TextIndex, folder) -> np.ndarray:
     from tqdm import tqdm
 
     config, folder = reward.config, Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    marker = start_marker(reward, texts)
     ids = [reward.tokens(m) for m in tqdm(texts.messages, "tokens", disable=None)]
     _refuse_equal(ids)
     lengths = np.array([len(i) for i in ids])
-    marker["at_max_length"] = int((lengths == config.max_length).sum())
-    order = np.lexsort((np.arange(len(ids)), -lengths))
-    shape = (len(texts), len(reward.head))
-    bits = np.uint16 if config.table_dtype == "bfloat16" else np.float32
-    done, rows_digest = _resume(folder, marker, order, bits)
-    path = folder / "features.npy"
-    if done:
-        stored = np.lib.format.open_memmap(path, "r+")
-    else:  # The marker goes first: it would call rows of the new table finished.
-        (folder / "features.json").unlink(missing_ok=True)
-        stored = np.lib.format.open_memmap(path, "w+", dtype=bits, shape=shape)
-    table = view_table(stored, config.table_dtype)
+    table = ResumableTable(
+        folder,
+        start_marker(reward, texts),
+        longest_first(lengths),
+        len(reward.head),
+        config.table_dtype,
+        save_seconds=config.save_seconds,
+    )
+    table.notes["at_max_length"] = int((lengths == config.max_length).sum())
     write_array(folder / "head.npy", reward.head)
-    saved, first = time.monotonic(), True
-    with tqdm(total=len(ids), initial=done, desc="embed", disable=None) as progress:
-        while done < len(ids):
-            size = max(1, config.batch_tokens // lengths[order[done]])
-            rows = order[done : done + min(size, config.batch_size)]
+    center, fresh = None, table.done == 0
+    sizes = config.batch_tokens, config.batch_size
+    with tqdm(
+        total=len(ids), initial=table.done, desc="embed", disable=None
+    ) as progress:
+        for rows in batches(lengths, table.done, *sizes):
             values = reward.features(batch := [ids[row] for row in rows])
-            if first:
-                marker["head_error"] = reward.check_head(batch, values)
-                center = _center(folder, config, values, fresh=done == 0)
-                first = False
-            table[rows] = values - center
-            rows_digest.update(stored[rows].tobytes())
-            done += len(rows)
+            if center is None:
+                table.notes["head_error"] = reward.check_head(batch, values)
+                center = _center(folder, config, values, fresh=fresh)
+            table.write(values - center)
             progress.update(len(rows))
-            if done == len(ids) or time.monotonic() - saved >= config.save_seconds:
-                stored.flush()  # the rows first, then the claim that they are there
-                found = {"done": done, "rows_digest": rows_digest.hexdigest()}
-                write_json(folder / "features.json", {**marker, **found})
-                saved = time.monotonic()
     return load_features(folder)
 
 
@@ -356,47 +211,13 @@ def is_complete(folder, config: EmbedConfig, texts: TextIndex) -> bool:
 
 
 def start_marker(reward: RewardModel, texts: TextIndex) -> dict:
-    """What identifies a table: the model, its template, the texts, the shape."""
+    """What identifies a table: the model, its template, the texts."""
     return {
         **reward.config.identity(),
         "commit": getattr(reward.model.config, "_commit_hash", None),
         "template": digest(str(reward.tokenizer.chat_template))[:16],
         "texts": texts.fingerprint(),
-        "dtype": reward.config.table_dtype,
-        "rows": len(texts),
-        "features": len(reward.head),
     }
-
-
-def _resume(folder: Path, marker: dict, order: np.ndarray, bits):
-    """(rows that an earlier run of the very same table has done, their digest).
-
-    The digest is of the rows' bytes in the order in which they were finished, so that
-    a marker beside another table, or a table that was begun again, is noticed.
-    """
-    path, total = folder / "features.json", hashlib.blake2b(digest_size=16)
-    if not path.exists() or not (folder / "features.npy").exists():
-        return 0, total
-    found = read_json(path)
-    keys = set(marker) - {"at_max_length"}
-    if changed := sorted(k for k in keys if found.get(k) != marker[k]):
-        raise ValueError(
-            f"{folder} holds a feature table of something else: "
-            + ", ".join(f"{k} {found.get(k)!r} → {marker[k]!r}" for k in changed)
-            + "; use another folder, or delete this one's features.json"
-        )
-    done, stored = found.get("done"), load_array(folder / "features.npy", mmap_mode="r")
-    shape = (marker["rows"], marker["features"])
-    good = type(done) is int and 0 <= done <= shape[0] and stored.dtype == bits
-    if good and stored.shape == shape:
-        for start in range(0, done, BLOCK):
-            total.update(stored[order[start : min(start + BLOCK, done)]].tobytes())
-    if total.hexdigest() != found.get("rows_digest") or stored.shape != shape:
-        raise ValueError(
-            f"{folder}: features.npy is not the table whose {done} rows features.json "
-            "calls done; delete features.json to begin again"
-        )
-    return done, total
 
 
 def _center(folder: Path, config: EmbedConfig, values: np.ndarray, *, fresh: bool):

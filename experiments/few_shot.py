@@ -9,7 +9,6 @@ differences are paired, person by person, with 95 % intervals over people and sp
 """
 
 import argparse
-import json
 import pathlib
 from collections.abc import Iterator
 
@@ -17,7 +16,8 @@ import jax
 import numpy as np
 
 import lore_jax as lore
-from experiments.intervals import bootstrap, paired
+from experiments.stored import write_json
+from lore_jax.cli.intervals import bootstrap, paired
 
 SHOTS = (0, 1, 3, 5, 10, 20, None)
 
@@ -75,23 +75,25 @@ def main() -> None:
             adapt_all(split, fitted, seed, found)
         results[str(rank)] = report(rank, found)
     path = args.out / f"few_shot_{args.holdout}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(path, results)
     print(f"\nwrote {path}")
 
 
 def adapt_all(split, fitted: lore.Fitted, seed: int, found: dict) -> None:
     """Adds one split's float[U] accuracies to `found[what, shots]`."""
-    likelihood = lore.AdaptConfig.maximum_likelihood(temperature=fitted.temperature)
-    mean = np.asarray(fitted.prior.mean)[None]
+    likelihood = lore.MaximumLikelihood()
+    mean = np.asarray(fitted.model.prior.mean)[None]
     for shots in SHOTS:
         few = lore.take_shots(split.unseen, shots, seed=seed)
         weights = {
-            "default": lore.adapt(fitted.basis, few, prior=fitted.prior).weights,
+            "default": lore.adapt(fitted.model, few).weights,
             "population": np.repeat(mean, few.num_users, axis=0),
-            "likelihood": lore.adapt(fitted.basis, few, config=likelihood).weights,
+            "likelihood": lore.adapt(fitted.model, few, method=likelihood).weights,
         }
         for name, p in weights.items():
-            accuracy = lore.accuracy(fitted.basis, p, split.unseen_heldout)
+            accuracy = lore.accuracy(
+                fitted.model, p, split.unseen_heldout, user_ids=few.user_ids
+            )
             values = 100 * np.asarray(accuracy, np.float64)
             found.setdefault((name, shots), []).append(values)
         votes = lore.data.count_judgements(few).astype(np.float64)

@@ -27,15 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments import cli, prepare
-from experiments.own_table import (
-    check_columns,
-    read_embeddings,
-    read_head,
-    read_table,
-)
 from experiments.parts import check_leaks, hash_array
-from experiments.table_files import NEEDED, OPTIONAL
-from experiments.tables import (
+from experiments.prepared import (
     PairTable,
     drop_shared,
     load,
@@ -45,6 +38,8 @@ from experiments.tables import (
     write_json,
 )
 from experiments.texts import TextIndex
+from lore_jax.cli.table_files import NEEDED, OPTIONAL
+from lore_jax.cli.tables import check_columns, read_embeddings, read_head, read_table
 
 
 def text_rows(columns: dict[str, list], texts: TextIndex) -> dict[str, list]:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.tables import PairTable, rng
+from experiments.prepared import PairTable, rng
 
 MARKERS = {
     "starts with a bracket": r"\A[\[({]",

@@ -10,7 +10,6 @@ Differences are paired, person by person, with 95 % intervals over people and sp
 """
 
 import argparse
-import json
 import pathlib
 from collections.abc import Iterator
 
@@ -19,8 +18,9 @@ import numpy as np
 
 import lore_jax as lore
 from experiments.few_shot import label, show
-from experiments.intervals import bootstrap, paired
-from experiments.quickstart import published_scale
+from experiments.stored import write_json
+from lore_jax.cli.intervals import bootstrap, paired
+from lore_jax.cli.quickstart import published_scale
 
 SHOTS = (0, 1, 3, 10, None)
 SIZES = {  # rows of training, features, users, pairs of each
@@ -90,19 +90,19 @@ def fits(split, rank: int, seed: int, published: bool) -> Iterator:
     """Yields (name, fit, how it adapts, preparation of its pairs)."""
     key = jax.random.key(seed)
     for name, k, config in (
-        ("global", 1, lore.TrainConfig(holdout="items")),
+        ("global", 1, lore.Marginal(search=lore.Search(holdout="items"))),
         ("global, default", 1, None),
         ("default", rank, None),
-        ("items", rank, lore.TrainConfig(holdout="items")),
+        ("items", rank, lore.Marginal(search=lore.Search(holdout="items"))),
     ):
-        fitted = lore.fit(split.seen, rank=k, key=key, config=config)
-        yield name, fitted, dict(prior=fitted.prior), lambda prefs: prefs
+        fitted = lore.fit(split.seen, rank=k, key=key, recipe=config)
+        yield name, fitted, None, lambda prefs: prefs
     if published:
         scale = published_scale(split.seen)
-        config = lore.TrainConfig.reference_joint()
-        fitted = lore.fit(scale(split.seen), rank=rank, key=key, config=config)
-        few = lore.AdaptConfig.reference(learning_rate=0.1, seed=seed)
-        yield "published joint", fitted, dict(config=few), scale
+        config = lore.PublishedJoint()
+        fitted = lore.fit(scale(split.seen), rank=rank, key=key, recipe=config)
+        few = lore.PublishedAdam(learning_rate=0.1, key=jax.random.key(seed))
+        yield "published joint", fitted, few, scale
 
 
 def measure(split, rank: int, seed: int, found: dict, published: bool) -> None:
@@ -113,15 +113,15 @@ def measure(split, rank: int, seed: int, found: dict, published: bool) -> None:
         found.setdefault(("people", side), []).append(names)
     for name, fitted, how, scale in fits(split, rank, seed, published):
         test = split.seen_heldout
-        accuracy = lore.accuracy(fitted.basis, fitted.weights, test)
+        accuracy = lore.accuracy(fitted.model, fitted, test)
         add(found, name, "seen", accuracy)
         for shots in SHOTS:
             few = scale(lore.take_shots(split.unseen, shots, seed=seed))
-            new = lore.adapt(fitted.basis, few, **how)
-            accuracy = lore.accuracy(fitted.basis, new.weights, split.unseen_heldout)
+            new = lore.adapt(fitted.model, few, method=how)
+            accuracy = lore.accuracy(fitted.model, new, split.unseen_heldout)
             add(found, name, label(shots), accuracy)
-        if "prior" in how:
-            chance = lore.predict_proba(fitted.basis, split.seen, fitted.prior, test)
+        if how is None:
+            chance = lore.predict_proba(fitted.model, split.seen, test)
             error = lore.evaluation.calibration(chance, np.ones(len(chance)))
             found.setdefault((name, "calibration"), []).append(error.expected_error)
             found.setdefault((name, "log-loss"), []).append(error.log_loss)
@@ -182,7 +182,7 @@ def main() -> None:
             title = size if args.planted else f"{size} statements, K = {rank}"
             results[title] = report(title, found)
     path = args.out / ("planted.json" if args.planted else "bowling_green.json")
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(path, results)
     print(f"\nwrote {path}")
 
 

@@ -14,14 +14,14 @@ import numpy as np
 
 import lore_jax as lore
 from experiments import leaks
-from experiments.stored import read_json
-from experiments.tables import (
+from experiments.prepared import (
     PairTable,
     Prepared,
     load,
     rng,
     stable_order,
 )
+from experiments.stored import read_json
 from experiments.texts import load_responses
 
 PARTS = ("seen_training", "seen_heldout", "unseen_training", "unseen_heldout")
@@ -256,7 +256,7 @@ def preferences(features, part: PairTable, users, *, votes: bool = False):
         np.searchsorted(users, part.user).astype(np.int32),
         num_users=len(users),
         label=part.label,
-        weight=part.weight,
+        sample_weight=part.weight,
         group=None if votes else part.unit,
         user_ids=part.users[users].tolist(),
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 import lore_jax as lore
 from experiments.parts import PARTS, Split
-from experiments.tables import digest
+from experiments.prepared import digest
 
 FACTS = ("users", "new_users", "features", "true_rank", "alpha", "label_noise")
 ANGLES = ("largest", "mean", "matched")
@@ -53,7 +53,7 @@ class Planted:
         return np.asarray(problem.basis), tuple(np.split(weights, [self.facts[0]]))
 
     def load(self) -> Split:
-        """The four parts; the reference head is the planted mean direction."""
+        """The four parts; the base reward head is the planted mean direction."""
         problem = _draw(self.seed, self.most, self.facts)
         shown = lore.take_shots(problem.prefs, self.pairs, seed=self.seed)
         sides = np.split(np.arange(shown.num_users), [self.facts[0]])

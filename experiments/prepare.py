@@ -15,8 +15,8 @@ from experiments.embed import (
     is_complete,
 )
 from experiments.leaks import check_features, check_pairs
+from experiments.prepared import PairTable, pairs_path, versions
 from experiments.stored import load_features, read_json, write_json
-from experiments.tables import PairTable, pairs_path, versions
 from experiments.texts import TextIndex, load_responses
 
 # Flags that say how to compute, not what: they may change between two runs.

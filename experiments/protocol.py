@@ -2,7 +2,8 @@
 
 A *cell* is one (split, seed, method, rank), or one (…, shots) of a sweep. Finished
 cells lie in the results folder under a name that covers everything they depend on, and
-are not computed again. Tables (``experiments.report``) are made from cells alone.
+are not computed again. Tables (``experiments.result_tables``) are made from cells
+alone.
 """
 
 import collections
@@ -23,11 +24,11 @@ from experiments.baselines import (
     OTHER,
     PLUG_IN,
     POPULATION,
-    Alone,
+    PerUserBradleyTerry,
     Recipe,
 )
 from experiments.parts import PARTS, Split, SplitSource, count_shown, take_shots
-from experiments.tables import digest, replacing, write_json
+from experiments.prepared import digest, replacing, write_json
 
 HELDOUT = ("seen_heldout", "unseen_heldout")
 LOSSES = tuple(f"{part}_{what}" for what in ("log_loss", "brier") for part in HELDOUT)
@@ -129,13 +130,15 @@ class Run:
         lore.save(path, fitted)
         return fitted
 
-    def alone(self, source: SplitSource, seed: int, recipe: Recipe) -> Alone:
+    def alone(
+        self, source: SplitSource, seed: int, recipe: Recipe
+    ) -> PerUserBradleyTerry:
         """The selected ridge of "each user alone"."""
         path = self.store.path("fits", self.key(source, seed, recipe), ".json")
         if not path.exists():
-            chosen = Alone.select(self.split(source).data.seen, seed)
+            chosen = PerUserBradleyTerry.select(self.split(source).data.seen, seed)
             write_json(path, vars(chosen))
-        return Alone(**json.loads(path.read_text()))
+        return PerUserBradleyTerry(**json.loads(path.read_text()))
 
     def four_way(self, source: SplitSource, seed: int, recipe: Recipe) -> Cell:
         """Accuracy of seen and unseen users on training and held-out pairs."""
@@ -166,7 +169,9 @@ class Run:
             learned, test = self.alone(source, seed, recipe), split.data.unseen_heldout
         else:
             learned = self.fit(source, seed, recipe)
-            test = baselines.on_floor(split.data.unseen_heldout, learned.basis)
+            test = baselines.projected_table(
+                split.data.unseen_heldout, learned.model.basis
+            )
         totals: dict = collections.defaultdict(float)
         errors: collections.Counter = collections.Counter()
         counted: collections.Counter = collections.Counter()
@@ -216,13 +221,15 @@ def judge(margins, prefs: lore.Preferences) -> tuple[dict, float]:
 def stored_margins(weights, prefs: lore.Preferences, temperature: float):
     """float[N] in stored order, of pairs whose features are projected already."""
     eye = np.eye(np.shape(weights)[1], dtype=np.float32)
-    return np.asarray(lore.margins(eye, weights, prefs, temperature))[prefs.order]
+    return np.asarray(
+        lore.margins(lore.RewardModel(eye, temperature=temperature), weights, prefs)
+    )[prefs.order]
 
 
-def predicted_margins(prior, shown: lore.Preferences, prefs: lore.Preferences):
+def predicted_margins(fitted: lore.Fitted, shown, prefs: lore.Preferences):
     """float[N]: log-odds of the predictions that integrate over the posterior."""
-    eye = np.eye(prior.atoms.shape[1], dtype=np.float32)
-    chance = lore.predict_proba(eye, shown, prior, prefs).astype(np.float64)
+    model = baselines.projected_model(fitted)
+    chance = lore.predict_proba(model, shown, prefs).astype(np.float64)
     chance = np.clip(chance, 1e-30, 1 - 1e-16)
     return (np.log(chance) - np.log1p(-chance))[prefs.order].astype(np.float32)
 
@@ -239,21 +246,21 @@ def all_weights(recipe: Recipe, fitted: lore.Fitted, shown, weights, seed: int) 
     """
     rows = {recipe.label: weights}
     if recipe.method == "lore" and recipe.rank > 1:
-        rows[MAXIMUM] = baselines.likeliest(fitted, shown)
-        rows[POPULATION] = baselines.everybody(fitted, shown)
-        rows[OTHER] = baselines.someone_else(weights, seed)
+        rows[MAXIMUM] = baselines.ml_weights(fitted, shown)
+        rows[POPULATION] = baselines.mean_weights(fitted, shown)
+        rows[OTHER] = baselines.shuffled_weights(weights, seed)
     return rows
 
 
 def judge_heldout(recipe: Recipe, fitted: lore.Fitted, shown, prefs, rows) -> dict:
     """{row: (quantities, error)} on held-out pairs, the default's integrated too."""
-    scale = fitted.temperature
+    scale = fitted.model.temperature
     out = {n: judge(stored_margins(p, prefs, scale), prefs) for n, p in rows.items()}
     if recipe.method in ("lore", "auto") and rows[recipe.label].shape[1] > 1:
         users, error = out[recipe.label]
         if recipe.method == "lore":
             out[PLUG_IN] = {name: v for name, v in users.items() if name}, error
-        users_, error = judge(predicted_margins(fitted.prior, shown, prefs), prefs)
+        users_, error = judge(predicted_margins(fitted, shown, prefs), prefs)
         # Integrating moves no margin across 0, but may round one to it.
         out[recipe.label] = {**users_, "": users[""]}, error
     return out
@@ -265,7 +272,7 @@ def four_way(recipe: Recipe, fitted: lore.Fitted, split: Split, seed: int):
     Returns:
         {(row, quantity): float[U]}, and facts.
     """
-    parts = [baselines.on_floor(part, fitted.basis) for part in split.data]
+    parts = [baselines.projected_table(part, fitted.model.basis) for part in split.data]
     mine = np.asarray(fitted.weights)
     sides = (mine, np.asarray(recipe.adapt(fitted, parts[2], seed)))
     values: dict = {}
@@ -275,13 +282,15 @@ def four_way(recipe: Recipe, fitted: lore.Fitted, split: Split, seed: int):
         shown, heldout = parts[place : place + 2]
         rows = all_weights(recipe, fitted, shown, weights, seed)
         for row, p in rows.items():
-            values[row, PARTS[place]] = np.asarray(lore.accuracy(eye, p, shown))
+            values[row, PARTS[place]] = np.asarray(
+                lore.accuracy(lore.RewardModel(eye), p, shown)
+            )
         judged = judge_heldout(recipe, fitted, shown, heldout, rows)
         collect(values, errors, PARTS[place + 1], judged)
     facts = {
         "selection": json.loads(json.dumps(fitted.history.selection, default=float)),
         "rank": mine.shape[1],
-        "mean_weights": np.asarray(fitted.prior.mean).tolist(),
+        "mean_weights": np.asarray(fitted.model.prior.mean).tolist(),
         "expected_error": errors,
     }
     return values, facts
@@ -295,7 +304,7 @@ def collect(values: dict, errors: dict, part: str, rows: dict) -> None:
         errors.setdefault(row, {})[part] = error
 
 
-def four_way_alone(own: Alone, split: Split) -> tuple[dict, dict]:
+def four_way_alone(own: PerUserBradleyTerry, split: Split) -> tuple[dict, dict]:
     """Per-user results where every user has an own direction, and facts."""
     values: dict = {}
     errors: dict = {}
@@ -319,7 +328,7 @@ def shot(recipe: Recipe, learned, shown, test, seed: int) -> tuple[dict, dict]:
         margins = baselines.own_margins(learned.directions(shown), test)
         rows = {ALONE: judge(margins, test)}
     else:
-        shown = baselines.on_floor(shown, learned.basis)
+        shown = baselines.projected_table(shown, learned.model.basis)
         weights = np.asarray(recipe.adapt(learned, shown, seed))
         rows = all_weights(recipe, learned, shown, weights, seed)
         rows = judge_heldout(recipe, learned, shown, test, rows)

@@ -1,6 +1,6 @@
 """RewardBench 2 (``allenai/reward-bench-2``) with the directions that were learned.
 
-Every completion is embedded once; then the reference head, each direction, the
+Every completion is embedded once; then the base reward head, each direction, the
 population's mixture and given users' mixtures are scored on the same features.
 
 White space around prompts and completions is cut, as chat templates do: texts that only
@@ -45,8 +45,8 @@ from experiments.prepare import (
     say,
     start,
 )
+from experiments.prepared import versions
 from experiments.stored import load_array, load_features, replacing, write_json
-from experiments.tables import versions
 from experiments.texts import TextIndex
 
 SOURCE = "allenai/reward-bench-2"
@@ -171,18 +171,18 @@ def columns(
 
     Args:
         fitted: a fit, or None for the head alone.
-        head: float[D] reference head, or None.
+        head: float[D] base reward head, or None.
         users: ids (or numbers, where the fit has no ids) of seen users.
 
     Raises:
         ValueError: naming a user whom the fit does not know.
     """
-    out = {} if head is None else {"reference head": np.asarray(head)}
+    out = {} if head is None else {"base reward head": np.asarray(head)}
     if fitted is None:
         return out
-    basis, weights = np.asarray(fitted.basis), np.asarray(fitted.weights)
+    basis, weights = np.asarray(fitted.model.basis), np.asarray(fitted.weights)
     out |= {f"direction {k}": basis[:, k] for k in range(basis.shape[1])}
-    out["population mixture"] = basis @ np.asarray(fitted.prior.mean)
+    out["population mixture"] = basis @ np.asarray(fitted.model.prior.mean)
     known = fitted.user_ids
     names = range(len(weights)) if known is None else known
     place = {str(name): number for number, name in enumerate(names)}

@@ -4,11 +4,10 @@ A header's sizes are compared with the file's before anything is allocated, and 
 that is read can run code.
 """
 
-import ast
 import contextlib
 import hashlib
 import json
-import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lore_jax.cli.arrays import check_header
+from lore_jax.cli.arrays import load_array as load_array
 from lore_jax.io import files
-
-MAX_HEADER = 1 << 20  # bytes of the header of an array
 
 
 @contextlib.contextmanager
@@ -56,27 +55,38 @@ def read_json(path) -> dict:
     return found
 
 
+def append_record(path, record) -> None:
+    """Append JSON to a log; it is on disk when this returns.
+
+    A record starts with its line break: half of one, left by a crash, spoils no other.
+    """
+    with open(path, "ab") as file:
+        file.write(b"\n" + json.dumps(record).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_records(path, records) -> None:
+    """Write a log of these records, all at once."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join("\n" + json.dumps(x) for x in records))
+
+
+def read_records(path) -> list:
+    """The whole records of a log, [] where there is none; half records are left out."""
+    found = []
+    for line in Path(path).read_text().split("\n") if Path(path).exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # Half a record, which nobody was told is there.
+            continue
+    return found
+
+
 def write_array(path, values: np.ndarray) -> None:
     """Write ``.npy``, all at once."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, values, allow_pickle=False)
-
-
-def load_array(path, mmap_mode=None) -> np.ndarray:
-    """An array from ``.npy``.
-
-    Raises:
-        ValueError: naming the file, if it is damaged, or longer or shorter than its
-            header says.
-    """
-    path = Path(path)
-    with open(path, "rb") as file:
-        size = path.stat().st_size
-        try:
-            _check_header(file, size)
-        except (ValueError, TypeError, EOFError, SyntaxError, RecursionError) as error:
-            raise ValueError(f"{path} is no whole .npy file: {error}") from error
-    return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
 
 
 def write_arrays(path, **arrays) -> None:
@@ -95,7 +105,7 @@ def load_arrays(path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 with archive.open(member) as file:
-                    _check_header(file, member.file_size)
+                    check_header(file, member.file_size)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
@@ -105,33 +115,6 @@ def load_arrays(path) -> dict[str, np.ndarray]:
         *(zipfile.BadZipFile, zlib.error, OSError, SyntaxError, RecursionError),
     ) as error:
         raise ValueError(f"{path} is no whole .npz file: {error}") from error
-
-
-def _check_header(file, size: int) -> None:
-    """Raises `ValueError` unless a ``.npy`` file of so many bytes is as it says."""
-    magic = file.read(8)
-    wide = {(1, 0): 2, (2, 0): 4, (3, 0): 4}
-    if magic[:6] != b"\x93NUMPY" or tuple(magic[6:]) not in wide:
-        raise ValueError("it does not begin like one")
-    count = wide[tuple(magic[6:])]
-    length = int.from_bytes(file.read(count), "little")
-    if length > min(MAX_HEADER, size):
-        raise ValueError(f"its header has {length} bytes, the file {size}")
-    header = ast.literal_eval(file.read(length).decode("utf-8"))
-    if not isinstance(header, dict) or set(header) != {
-        *("descr", "fortran_order", "shape")
-    }:
-        raise ValueError("its header has other fields")
-    shape, kind = header["shape"], header["descr"]
-    if not isinstance(shape, tuple) or not all(
-        type(n) is int and n >= 0 for n in shape
-    ):
-        raise ValueError(f"its shape is {shape!r}")
-    if not isinstance(kind, str) or (dtype := np.dtype(kind)).hasobject:
-        raise ValueError(f"its values are {kind!r}")
-    expected = 8 + count + length + math.prod(shape) * dtype.itemsize
-    if expected != size:
-        raise ValueError(f"it has {size} bytes, {shape} of {dtype} makes {expected}")
 
 
 def array_digest(values: np.ndarray) -> str:

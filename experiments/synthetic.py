@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 import lore_jax as lore
-from experiments import baselines, cli, figures, report
+from experiments import baselines, cli, figures, result_tables
 from experiments.planted import ANGLES, FACTS, Planted, recovery
 from experiments.prepare import drop_flag, positive
+from experiments.prepared import versions, write_json
 from experiments.protocol import (
     HELDOUT,
     Cell,
@@ -29,7 +30,6 @@ from experiments.protocol import (
     judge,
     stored_margins,
 )
-from experiments.tables import versions, write_json
 
 ORACLE = "true basis and weights"
 TRUE = "true basis, adapted"
@@ -45,11 +45,9 @@ def known_truth(run: Run, source: Planted, shots: int | None, trials: int) -> Ce
     if (found := run.store.get(key)) is not None:
         return found
     split, (basis, weights) = run.split(source), source.truth()
-    parts = [baselines.on_floor(part, basis) for part in split.data]
+    parts = [baselines.projected_table(part, basis) for part in split.data]
     eye = np.eye(basis.shape[1], dtype=np.float32)
-    config = lore.AdaptConfig.maximum_a_posteriori(
-        dict(zip(FACTS, source.facts))["alpha"]
-    )
+    config = lore.MAP(dict(zip(FACTS, source.facts))["alpha"])
     values: dict = {}
     errors: dict = {}
     for p, (shown, prefs), part in zip(weights, (parts[:2], parts[2:]), HELDOUT):
@@ -58,7 +56,7 @@ def known_truth(run: Run, source: Planted, shots: int | None, trials: int) -> Ce
         found: list = []
         for trial in range(trials):
             few = lore.take_shots(shown, shots, seed=1000 * source.seed + trial)
-            p = lore.adapt(eye, few, config=config).weights
+            p = lore.adapt(lore.RewardModel(eye), few, method=config).weights
             found.append(judge(stored_margins(p, prefs, 1.0), prefs))
         mean = {n: sum(users[n] for users, _ in found) / trials for n in found[0][0]}
         error = sum(error for _, error in found) / trials
@@ -115,15 +113,15 @@ def main(argv=None) -> dict:
     by_pairs, found, counts = compare(run, recipes, args)
     by_shots, shown = vary_shots(run, recipes, args)
     learned = tabulate_recovery(found)
-    texts = [report.shots_markdown(by_pairs, quantity=q, what="pairs")
+    texts = [result_tables.shots_markdown(by_pairs, quantity=q, what="pairs")
              for q in ("seen_heldout", "unseen_heldout")]  # fmt: skip
     text = "\n".join([*texts, recovery_markdown(learned)])
     results = {"table": by_pairs, "recovery": learned, "counts": counts}
-    report.write_results(args.out, "by_pairs", results, text)
-    shots = report.shots_markdown(by_shots, shown)
-    shots += "\n" + report.shots_quality_markdown(by_shots)
+    result_tables.write_results(args.out, "by_pairs", results, text)
+    shots = result_tables.shots_markdown(by_shots, shown)
+    shots += "\n" + result_tables.shots_quality_markdown(by_shots)
     results |= {"shots": {"table": by_shots, "shown": shown}}
-    report.write_results(args.out, "by_shots", results["shots"], shots)
+    result_tables.write_results(args.out, "by_shots", results["shots"], shots)
     draw(args, by_pairs, by_shots, learned)
     print(text + "\n" + shots)
     return results
@@ -143,7 +141,7 @@ def todo(run: Run, recipes, what: str, pairs: int | None = None):
 
 def compare(run: Run, recipes, args) -> tuple[list[dict], dict, dict]:
     """The four-way table at every number of pairs; angles and counts of all fits."""
-    rows = {pairs: report.Rows(run.people) for pairs in sorted(args.pairs)}
+    rows = {pairs: result_tables.Rows(run.people) for pairs in sorted(args.pairs)}
     found: dict = {}
     counts: dict = {}
     for source in run.sources:
@@ -154,7 +152,7 @@ def compare(run: Run, recipes, args) -> tuple[list[dict], dict, dict]:
         rows[source.pairs].add(source.name, recipe.rank, cell)
         counts[source.name] = cell.facts["counts"]
         if recipe.rank > 1:
-            basis = run.fit(source, source.seed, recipe).basis
+            basis = run.fit(source, source.seed, recipe).model.basis
             angles = recovery(basis, source.truth()[0])
             key = (recipe.label, recipe.rank, source.pairs)
             found.setdefault(key, []).append(angles)
@@ -165,7 +163,7 @@ def compare(run: Run, recipes, args) -> tuple[list[dict], dict, dict]:
 def vary_shots(run: Run, recipes, args) -> tuple[list[dict], dict]:
     """New users after few pairs, with the fits at ``--shots-at`` pairs."""
     shots = [*args.shots, None]
-    rows = {s: report.Rows(run.people) for s in shots}
+    rows = {s: result_tables.Rows(run.people) for s in shots}
     shown: dict = {}
     for source, recipe in todo(run, recipes, "shots", args.shots_at):
         for s in shots:
@@ -180,13 +178,13 @@ def vary_shots(run: Run, recipes, args) -> tuple[list[dict], dict]:
         for s in shots if source.pairs == args.shots_at else ():
             cell = known_truth(run, source, s, args.trials)
             rows[s].add(source.name, args.true_rank, cell)
-    unseen = [q for q in report.QUANTITIES if q.startswith("unseen_heldout")]
+    unseen = [q for q in result_tables.QUANTITIES if q.startswith("unseen_heldout")]
     table = [
         {"shots": "all" if s is None else s, **row}
         for s, some in rows.items()
         for row in some.table(unseen)
     ]
-    return table, {s: report.mean_counts(some) for s, some in shown.items()}
+    return table, {s: result_tables.mean_counts(some) for s, some in shown.items()}
 
 
 def tabulate_recovery(found: dict) -> list[dict]:

@@ -9,7 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.tables import digest, replacing
+from experiments.prepared import digest, replacing
+from lore_jax.cli.table_files import lone_surrogate
 
 
 class TextIndex:
@@ -98,15 +99,6 @@ def load_responses(folder) -> list[str]:
         for line in map(json.loads, file):
             found.append(line.get("response", line["messages"][-1]["content"]))
     return found
-
-
-def lone_surrogate(text: str) -> int:
-    """Where half of a surrogate pair stands in a text, or −1."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return error.start
-    return -1
 
 
 def text_hash(messages: Sequence[dict]) -> str:

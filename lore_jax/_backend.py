@@ -1,4 +1,4 @@
-"""What depends on the backend: sizes of chunks, LAPACK, and a thread a core."""
+"""What depends on the backend: sizes of chunks, LAPACK, and one thread per core."""
 
 import atexit
 import contextlib
@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 
@@ -28,24 +29,125 @@ _left: list[Any] = []  # one result each of programs that still run
 _FEW = 100_000  # operations of a batch that LAPACK's caller keeps on its thread
 
 
-def sized(cpu: T, accelerator: T) -> T:
-    """A size for the caches of a CPU, or for the many cores of an accelerator."""
-    return cpu if jax.default_backend() == "cpu" else accelerator
+EXACT = lax.Precision.HIGHEST  # of every product with float32 numbers
 
 
-def apart(function: Callable[..., Any], some: jax.Array, *arrays) -> Any:
-    """`function` of arrays as loops of its own on a CPU; zeros unless `some`, bool[].
+class Tuning(NamedTuple):
+    """Sizes that suit where the arrays are; no result depends on them.
 
-    XLA's CPU code fuses what it can: with every reader, each of which then works it
-    out again, and with a reshape, whose places it then divides for one by one. It
-    leaves a branch alone.
+    Attributes:
+      product_columns: widths that V is padded to. A CPU's matrix product takes up to
+        half as long again with 5 to 7 or 9 to 15 columns as with 8 or 16.
+      lanes: pairs' rewards are padded to a multiple of so many columns, because a
+        CPU's scatter adds rows of 5 one number at a time.
+      rows_above: from which rank on training reads [M, K] instead of [K, M]; None never
+        does. Columns need no transpose, rows touch fewer cache lines.
+      table_cells: users × atoms of one table of likelihoods: a core's cache.
+      bucket_cells: atoms × pairs of one chunk of training.
+      chunk_shapes: users of a chunk, and more than how many ask for it. On an
+        accelerator padding is cheap and a call is not.
+      chunk_pairs: most padded pairs of a chunk.
+      gather_pairs: from how many pairs on an accelerator gathers them itself; None
+        leaves that to the host.
+      solver_users: users of a chunk of the solver: temporaries stay in a CPU's cache.
+      written_sums: whether short sums are written out: XLA vectorises those over
+        users, and its own reductions on a CPU hardly.
+      branches: whether `cpu_branch` branches.
+      scatters: whether training adds slopes to rows by a scatter; if not, by gathers
+        (`row_sums`): 0.12 instead of 8.55 ms a million pairs on an H100.
+      splits_bfloat16: whether a bfloat16 table meets V in three bfloat16 parts; if not,
+        it is converted to float32, which is as exact.
+      reduces_on_device: whether a table is checked where it is.
+      threads: chunks that are worked on at once.
+    """
+
+    product_columns: tuple[int, ...]
+    lanes: int
+    rows_above: int | None
+    table_cells: int
+    bucket_cells: int
+    chunk_shapes: tuple[tuple[int, int], ...]
+    chunk_pairs: int
+    gather_pairs: int | None
+    solver_users: int
+    written_sums: bool
+    branches: bool
+    scatters: bool
+    splits_bfloat16: bool
+    reduces_on_device: bool
+    threads: int
+
+
+CPU = Tuning(
+    product_columns=(8, 16),
+    lanes=4,
+    rows_above=10,
+    table_cells=1 << 15,
+    bucket_cells=1 << 16,
+    chunk_shapes=((4096, 2048), (1024, 64), (64, 0)),
+    chunk_pairs=1 << 20,
+    gather_pairs=None,
+    solver_users=128,
+    written_sums=True,
+    branches=True,
+    scatters=True,
+    splits_bfloat16=False,
+    reduces_on_device=False,
+    threads=multiprocessing.cpu_count(),
+)
+ACCELERATOR = Tuning(
+    product_columns=(),
+    lanes=1,
+    rows_above=None,
+    table_cells=1 << 22,
+    bucket_cells=1 << 24,
+    chunk_shapes=((131072, 16384), (16384, 2048), (2048, 64), (64, 0)),
+    chunk_pairs=1 << 21,
+    gather_pairs=1 << 19,
+    solver_users=1 << 17,
+    written_sums=False,
+    branches=False,
+    scatters=False,
+    splits_bfloat16=True,
+    reduces_on_device=True,
+    threads=2,
+)
+
+
+def tuning(*arrays: Any) -> Tuning:
+    """The sizes for where the first JAX array among `arrays` is.
+
+    While tracing, and for NumPy arrays, that is the default device.
+    """
+    for array in arrays:
+        if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
+            platform = next(iter(array.devices())).platform
+            return CPU if platform == "cpu" else ACCELERATOR
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    platform = getattr(device, "platform", device) or jax.default_backend()
+    return CPU if platform == "cpu" else ACCELERATOR
+
+
+def host_device() -> Any:
+    """A CPU device of this process, or None where JAX was told to have none."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
+def cpu_branch(function: Callable[..., Any], some: jax.Array, *arrays) -> Any:
+    """`function` of arrays; on a CPU in a branch, which gives zeros unless `some`.
+
+    On a CPU, XLA recomputes what is fused for every consumer. `lax.cond` stops the
+    fusion.
     """
 
     def nothing(*arrays):
         shapes = jax.eval_shape(function, *arrays)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    if sized(False, True):
+    if not tuning().branches:
         return function(*arrays)
     return lax.cond(some, function, nothing, *arrays)
 
@@ -169,7 +271,7 @@ def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
                     failed.set()
                     raise
 
-    others = sized(multiprocessing.cpu_count(), 2) - 1
+    others = tuning().threads - 1
     futures = [_pool(max(1, others)).submit(work) for _ in range(others)]
     begun: list = []
     try:

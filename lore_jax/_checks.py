@@ -7,6 +7,8 @@ chex.
 
 import contextlib
 import math
+import sys
+import warnings
 from typing import Any
 
 import chex
@@ -15,9 +17,19 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax._backend import sized
+from lore_jax._backend import tuning
 
 _BLOCK_BYTES = 1 << 26
+
+
+def warn(message: str) -> None:
+    """Warns where the library was called from."""
+    own, level, frame = __name__.split(".")[0], 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
+        *(own, "contextlib", "concurrent", "threading"),
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def check_type(value, expected: type, name: str) -> None:
@@ -294,7 +306,7 @@ def host_float_table(features, name: str = "features") -> None:
         raise ValueError(f"{name} must have at least one column, got {features.shape}")
     if not is_floating(features.dtype):
         raise TypeError(f"{name} must be floating point, got dtype {features.dtype}")
-    if isinstance(features, jax.Array) and sized(False, True):
+    if isinstance(features, jax.Array) and tuning(features).reduces_on_device:
         # One read where the table is; a sum that is not finite is looked into below.
         if np.isfinite(jnp.sum(features, dtype=jnp.float32)):
             return
@@ -320,3 +332,20 @@ def host_float_table(features, name: str = "features") -> None:
 def is_traced(value) -> bool:
     """True while `value` is an abstract value inside a transformation."""
     return isinstance(value, jax.core.Tracer)
+
+
+def where(reference, values: Any) -> Any:
+    """Results where the inputs are: JAX arrays beside a JAX array, else NumPy's.
+
+    Args:
+      reference: the table of the inputs, an array or a `FeatureSource`.
+      values: a tree of arrays; traced ones stay what they are.
+    """
+    on_device = isinstance(reference, jax.Array)
+
+    def place(value):
+        if value is None or is_traced(value):
+            return value
+        return jnp.asarray(value) if on_device else np.asarray(value)
+
+    return jax.tree.map(place, values)

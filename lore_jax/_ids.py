@@ -277,20 +277,39 @@ def of_weights(weights: Any) -> tuple[Any, np.ndarray | None, bool]:
     return weights, None, False
 
 
-def match_weights(weights: Any, names: np.ndarray | None) -> Any:
-    """Weights float[U, K] of the users of `prefs`, by name where a record has names.
+def match_weights(weights: Any, names: np.ndarray | None, user_ids: Any = None) -> Any:
+    """Weights float[U, K] of the users of `prefs`, by name where they have names.
 
     Args:
-      weights: an array float[U, K], whose row u is user u of `prefs`, or what `adapt`,
-        `posterior` or `fit` returned.
+      weights: what `adapt`, `posterior` or `fit` returned, or float[U, K], whose row u
+        is user u of `prefs`.
       names: of the users of `prefs`, or None.
+      user_ids: of the rows of plain weights, or None.
 
     Raises:
-      ValueError: a user of `prefs` is not in the record, or only one of them has names.
+      ValueError: a user of `prefs` is not among those of `weights`, or only one of them
+        names its users.
     """
     array, own, is_record = of_weights(weights)
-    if not is_record or (own is None and names is None):
+    if user_ids is not None:
+        if is_record:
+            raise ValueError(
+                "user_ids belongs to plain weights; what adapt or fit returned brings "
+                "its own"
+            )
+        own = unique(user_ids, "user_ids")
+        if len(own) != np.shape(array)[0]:
+            raise ValueError(
+                f"user_ids must name every row of weights: {len(own)} names for "
+                f"{np.shape(array)[0]} rows"
+            )
+    if own is None and names is None:
         return array
+    if own is None and not is_record:
+        raise ValueError(
+            "prefs names its users and weights is a plain array: pass what adapt or "
+            "fit returned, or user_ids, the names of the rows of weights"
+        )
     if own is None or names is None:
         named, plain = ("prefs", "weights")[:: 1 if own is None else -1]
         raise ValueError(
@@ -299,9 +318,8 @@ def match_weights(weights: Any, names: np.ndarray | None) -> Any:
         )
     if len(own) == len(names) and np.array_equal(own, names):
         return array
-    return array[
-        look_up(np.asarray(names), np.asarray(own), "user_ids of prefs", "weights")
-    ]
+    place = look_up(np.asarray(names), np.asarray(own), "user_ids of prefs", "weights")
+    return array[place]
 
 
 def queried(user: Any, names: np.ndarray | None, num_users: int) -> Any:
@@ -324,12 +342,12 @@ def queried(user: Any, names: np.ndarray | None, num_users: int) -> Any:
     return _checks.host_indices(array, num_users, "user", f"U is {num_users}")
 
 
-def row_numbers(rows: Any, num_rows: int) -> Any:
+def row_numbers(rows: Any, num_rows: int, name: str = "rows") -> Any:
     """int32[n] rows of the table; traced ones are not checked."""
     if _checks.is_traced(rows):
-        return _traced_numbers(rows, "rows")
+        return _traced_numbers(rows, name)
     of = f"features has M={num_rows} rows"
-    return _checks.host_indices(rows, num_rows, "rows", of)
+    return _checks.host_indices(rows, num_rows, name, of)
 
 
 def _traced_numbers(values, name: str):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lore_jax import _checks
-from lore_jax._backend import sized
+from lore_jax._backend import tuning
 
 
 def rounded(table: np.ndarray, dtype: Any) -> np.ndarray:
@@ -104,7 +104,7 @@ def check_projected(proj, features, temperature: float = 1.0) -> None:
     limit = float(jnp.finfo(proj.dtype).max) / 4
     if not _checks.is_traced(temperature):
         limit *= min(1.0, float(temperature))
-    on_device = isinstance(proj, jax.Array) and sized(False, True)
+    on_device = isinstance(proj, jax.Array) and tuning(proj).reduces_on_device
     largest = jnp.max(jnp.abs(proj)) if on_device else _largest(np.asarray(proj))
     if float(largest) <= limit:
         return
@@ -146,7 +146,7 @@ def _row(features, place: tuple[int, ...]):
 
 
 def check_pairs(z, weight, label=None) -> None:
-    """Raises unless finite z[U, P, K], weight[U, P] ≥ 0 and label[U, P] agree.
+    """Raises unless finite z[U, P, K], sample_weight[U, P] ≥ 0 and label[U, P] agree.
 
     Raises:
       ValueError: a shape is wrong, or a concrete number is not finite or negative.
@@ -155,14 +155,14 @@ def check_pairs(z, weight, label=None) -> None:
     shape = np.shape(z)
     if len(shape) != 3 or not shape[2]:
         raise ValueError(f"z must be float[U, P, K], got shape {shape}")
-    for name, values in (("weight", weight), ("label", label)):
+    for name, values in (("sample_weight", weight), ("label", label)):
         if values is not None and np.shape(values) != shape[:2]:
             raise ValueError(
                 f"{name} must be float[U, P] with U={shape[0]}, P={shape[1]} like z, "
                 f"got shape {np.shape(values)}"
             )
     _checks.check_finite(z, "z")
-    _checks.check_within(weight, "weight", 0, np.inf)
+    _checks.check_within(weight, "sample_weight", 0, np.inf)
     if label is not None:
         _checks.check_within(label, "label", 0, 1)
 

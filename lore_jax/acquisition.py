@@ -16,16 +16,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from lore_jax import _checks
+from lore_jax._backend import EXACT
 from lore_jax._entry import public
-from lore_jax._posterior.moments import Mixture, margin_moments
-from lore_jax.prediction import map_pairs
+from lore_jax._posterior.moments import PosteriorMoments, margin_moments
+from lore_jax.model import RewardModel, check_model, prior_of
+from lore_jax.prediction import checked_both, in_callers_order, map_pairs
 from lore_jax.preferences import Preferences
-from lore_jax.prior import Prior
-
-_EXACT = lax.Precision.HIGHEST
 
 _METHODS = ("information", "margin", "random")
 
@@ -40,6 +38,13 @@ def expected_information(probability: jax.Array, margins: jax.Array) -> jax.Arra
 
     Returns:
       float[...], in [0, log 2].
+
+    Example:
+      >>> chance = lore.acquisition.expected_information(
+      ...     np.array([0.5, 0.5]), np.array([-9.0, 9.0])
+      ... )
+      >>> round(float(chance), 2)  # Nearly all of log 2: the answer tells the atom.
+      0.69
     """
     if np.shape(probability)[-1:] != np.shape(margins)[-1:] or not np.ndim(margins):
         raise ValueError(
@@ -48,6 +53,10 @@ def expected_information(probability: jax.Array, margins: jax.Array) -> jax.Arra
         )
     _checks.check_within(probability, "probability", 0, 1)
     _checks.check_finite(margins, "margins")
+    return _information(probability, margins)
+
+
+def _information(probability, margins):
     chance = jax.nn.sigmoid(margins)
     # The entropy of σ(m) from m keeps its digits where σ(m) rounds to 1.
     each = jax.nn.softplus(margins) - margins * chance
@@ -58,20 +67,21 @@ def expected_information(probability: jax.Array, margins: jax.Array) -> jax.Arra
 
 
 @jax.jit
-def pair_information(mixture: Mixture, z: jax.Array, row: jax.Array) -> jax.Array:
+def pair_information(
+    moments: PosteriorMoments, z: jax.Array, row: jax.Array
+) -> jax.Array:
     """`expected_information` of pairs z float[B, K] of users row int[B]: [B, 1]."""
-    shift = (mixture.weights - mixture.mean)[row]
-    at_atoms = jnp.einsum("bk,ak->ba", z, mixture.atoms, precision=_EXACT)
-    shared = jnp.einsum("bk,bk->b", z, shift, precision=_EXACT)
+    shift = (moments.weights - moments.mean)[row]
+    at_atoms = jnp.einsum("bk,ak->ba", z, moments.atoms, precision=EXACT)
+    shared = jnp.einsum("bk,bk->b", z, shift, precision=EXACT)
     margins = at_atoms + shared[:, None]
-    return expected_information(mixture.probability[row], margins)[:, None]
+    return _information(moments.probability[row], margins)[:, None]
 
 
 @public("acquisition.expected_information")
 def score_pairs(
-    basis: jax.Array,
+    model: RewardModel,
     prefs: Preferences,
-    prior: Prior | None,
     candidates: Preferences,
     *,
     method: Literal["information", "margin", "random"] = "information",
@@ -82,9 +92,8 @@ def score_pairs(
     Which side of a candidate is called chosen does not matter.
 
     Args:
-      basis: V, float[D, K].
+      model: the reward model.
       prefs: what the users have already said; nothing is legal.
-      prior: what `fit` learned; None is Dirichlet(1).
       candidates: N pairs that their users could be asked, the same users by name
         where they have names.
       method: "information" (expected information gain), "margin" (−|margin|, the
@@ -96,19 +105,30 @@ def score_pairs(
 
     Raises:
       ValueError: an unknown method, a missing key, or shapes or users disagree.
+      TypeError: an argument is something else.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0], [1, 2], [0, 0])
+      >>> model = lore.RewardModel(np.eye(3, 2))
+      >>> lore.score_pairs(model, prefs, prefs).shape
+      (2,)
     """
-    _checks.check_basis(basis, prefs.num_features)
+    _checks.check_type(prefs, Preferences, "prefs")
+    check_model(model, prefs.num_features)
     _checks.check_type(candidates, Preferences, "candidates")
     if method not in _METHODS:
         raise ValueError(f"method must be one of {_METHODS}, got {method!r}")
     if (key is None) == (method == "random"):
         raise ValueError(f"key belongs to method='random', got {method!r} and {key!r}")
     if key is not None:
-        return np.asarray(jax.random.uniform(key, (candidates.num_pairs,)))
-    if method == "margin":
-        moments = map_pairs(margin_moments, basis, prefs, prior, candidates)
-        return -np.abs(moments[:, 0])
-    return map_pairs(pair_information, basis, prefs, prior, candidates)[:, 0]
+        drawn = jax.random.uniform(key, (candidates.num_pairs,))
+        return _checks.where(candidates.features, drawn)
+    both = checked_both(model, prefs, candidates)
+    function = margin_moments if method == "margin" else pair_information
+    found = map_pairs(function, *both, prior_of(model), model.temperature)[:, 0]
+    found = -np.abs(found) if method == "margin" else found
+    found = in_callers_order(found, candidates)
+    return _checks.where(candidates.features, found)
 
 
 @public("jax.lax.top_k")
@@ -126,6 +146,11 @@ def best_pairs(scores: np.ndarray, candidates: Preferences, num: int = 1) -> np.
 
     Raises:
       ValueError: lengths disagree or `num` is below 1.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0], [1, 2], [0, 0])
+      >>> lore.best_pairs(np.array([0.1, 0.4]), prefs).tolist()
+      [[1]]
     """
     _checks.check_type(candidates, Preferences, "candidates")
     if np.shape(scores) != (candidates.num_pairs,) or num < 1:

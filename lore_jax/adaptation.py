@@ -1,10 +1,11 @@
 """New users against a frozen basis: thousands to millions in one call.
 
-The table is read once; everything after that happens on the reward floor, in chunks
-of a few fixed shapes, so that batches of any size reuse the same compiled programs.
+The table is read once. Everything after that works on projected rewards, in chunks of a
+few fixed shapes, so that batches of any size reuse the same compiled programs.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,129 +13,150 @@ import numpy as np
 import optax
 from jax import lax
 
-from lore_jax import _checks, _tables
-from lore_jax._backend import for_each
+from lore_jax import _checks, _equations, _tables
+from lore_jax._backend import for_each, host_device
 from lore_jax._entry import public
-from lore_jax._pairs.blocks import project_rows
-from lore_jax._pairs.pack import Chunk, chunk_reader, chunks
-from lore_jax._posterior.moments import deviation, mixture_of
+from lore_jax._pairs.pack import Chunk
+from lore_jax._pairs.projected import Projected, checked_pairs
+from lore_jax._posterior.moments import moments_of, standard_deviation
 from lore_jax._posterior.table import posterior_mean
+from lore_jax._solve.interior_point import ROUNDING, is_large, within_tolerance
 from lore_jax._solve.simplex import (
     BOTH,
-    CAREFUL,
-    FAST,
+    PAIR_DUALS,
+    PRIMAL_DUAL,
     Solution,
-    maximum_a_posteriori,
-    maximum_likelihood,
+    certified_map,
+    certified_maximum_likelihood,
 )
-from lore_jax.config import AdaptConfig
-from lore_jax.losses import pair_loss
-from lore_jax.model import mix, mixture_weights
+from lore_jax._solve.stored import store_as
+from lore_jax.config import (
+    MAP,
+    MaximumLikelihood,
+    Method,
+    PosteriorMean,
+    PublishedAdam,
+)
+from lore_jax.model import RewardModel, prior_of
 from lore_jax.preferences import Preferences
-from lore_jax.prior import (
-    Prior,
-    check_prior,
-    likelihood_power,
-    pull_towards_mean,
-    uniform_prior,
-)
+from lore_jax.prior import Prior, check_prior, likelihood_power, pull_towards_mean
 from lore_jax.results import Adapted
+
+_METHODS = PosteriorMean, MaximumLikelihood, MAP, PublishedAdam
 
 
 @public("adapt_users, a function of arrays")
 def adapt(
-    basis: jax.Array,
+    model: RewardModel,
     prefs: Preferences,
     *,
-    prior: Prior | None = None,
-    config: AdaptConfig | None = None,
-    init: jax.Array | None = None,
-    spread: bool = False,
+    method: Method | None = None,
+    return_std: bool = False,
 ) -> Adapted:
     """Weights of every user of `prefs`, against a frozen basis.
 
-    With f_u(p) = Σ_n ℓ(z_n · p / T, y_n) over a user's pairs, the default returns
-
-        argmin_p  η_u f_u(p) − κ_u Σ_k p̄_k log p_k   on the simplex,
-
-    p̄ the posterior mean over the prior's atoms, η_u = n_u^−γ and κ_u = κ (n_u / 10)^−δ;
-    a user without pairs gets the prior's mean. "maximum_likelihood" minimises f_u,
-    "maximum_a_posteriori" f_u(p) − Σ_k α_k log p_k, "reference" runs Adam on logits as
-    published.
-
     Args:
-      basis: V, float[D, K].
+      model: the reward model.
       prefs: pairs of U users. NumPy features are read in blocks of fixed shape: use
         them for serving; JAX arrays are read in one product.
-      prior: what `fit` learned; None is Dirichlet(1).
-      config: default `AdaptConfig()`.
-      init: float[U, K], starting logits of "reference".
-      spread: also return the posterior's standard deviation of every weight (see
-        `posterior` for its density and covariances); the default method only.
+      method: `PosteriorMean()` (default), `MaximumLikelihood()`, `MAP(alpha)` or
+        `PublishedAdam()`; each says what it minimises.
+      return_std: also return the posterior's standard deviation of every weight, see
+        `posterior` for its density and covariances; `PosteriorMean` only.
 
     Returns:
-      `Adapted`; a user's result does not depend on the others' (except that the
-      random start of "reference" goes by the user's place: give `init` to fix it).
+      `Adapted`. A user's result does not depend on the others', except that the random
+      start of `PublishedAdam` goes by the user's place. A user without pairs gets the
+      prior's mean, or uniform weights from `MaximumLikelihood`.
 
     Raises:
-      ValueError: shapes or temperatures disagree.
-      TypeError: `config` or `prior` is something else.
+      ValueError: shapes disagree, or a number is not finite.
+      TypeError: an argument is something else.
 
     References:
       Bose et al., 2025 (https://arxiv.org/abs/2504.14439), section 3.3.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0], [1, 2], [0, 0])
+      >>> lore.adapt(lore.RewardModel(np.eye(3, 2)), prefs)
+      Adapted(1 users, K=2, 1 converged)
     """
     _checks.check_type(prefs, Preferences, "prefs")
-    config = AdaptConfig() if config is None else config
-    if not isinstance(config, AdaptConfig):
-        raise TypeError(f"config must be an AdaptConfig, got {type(config)}")
-    _checks.check_basis(basis, prefs.num_features)
-    rank = np.shape(basis)[1]
-    if init is not None:
-        if config.method != "reference":
-            raise ValueError(
-                f"init belongs to AdaptConfig.reference(); method {config.method!r} "
-                "has a unique optimum"
-            )
-        _checks.check_weights(init, prefs.num_users, rank, "init")
-        _checks.check_finite(init, "init")
-    if spread and config.method != "posterior":
-        raise ValueError(f"spread is a posterior's; method {config.method!r} has none")
-    if prior is not None:
-        check_prior(prior, rank)
-    temperature = _temperature(config, prior)
-    dtype = jnp.result_type(basis, jnp.float32)
-    proj = project_rows(prefs.features, basis)  # goes on while the next lines run
-    solve = _solver(
-        config, prior, rank, temperature, dtype, prefs.weight is None, spread
-    )
-    if config.method == "reference" and init is None:
-        key = jax.random.key(config.seed)
-        init = jax.random.normal(key, (prefs.num_users, rank), dtype)
-    shapes = ((rank,), dtype), ((), dtype), ((), dtype), ((), bool), ((), np.int32)
-    shapes = (*shapes, ((rank,), dtype))[: 5 + spread]
-    out = [np.empty((prefs.num_users, *shape), kind) for shape, kind in shapes]
-    logits = np.empty_like(out[0])
-    _tables.check_projected(proj, prefs.features, temperature)
-    read = chunk_reader(proj, prefs)
-    counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
+    method = PosteriorMean() if method is None else method
+    if not isinstance(method, _METHODS):
+        names = ", ".join(kind.__name__ for kind in _METHODS)
+        raise TypeError(f"method must be one of {names}, got {method!r}")
+    if return_std and not isinstance(method, PosteriorMean):
+        raise ValueError(
+            "return_std is the posterior's deviation, which "
+            f"{type(method).__name__} does not have"
+        )
+    found = checked_pairs(model, prefs)
+    prior = prior_of(model) if isinstance(method, PosteriorMean) else None
+    adapted = adapt_projected(found, prior, model.temperature, method, return_std)
+    adapted = Adapted._make(_checks.where(prefs.features, tuple(adapted)))
+    return adapted._replace(user_ids=prefs.user_ids)
 
-    def solve_users(users, **kinds):
+
+def adapt_projected(
+    found: Projected,
+    prior: Prior | None,
+    temperature: float,
+    method: Method = PosteriorMean(),  # noqa: B008 (frozen)
+    return_std: bool = False,
+) -> Adapted:
+    """`adapt` from projected rewards, without names; `prior` is that of the model."""
+    pairs, rank = found.pairs, found.rank
+    dtype = jnp.result_type(found.proj.dtype, jnp.float32)
+    start = None
+    if isinstance(method, PublishedAdam):
+        start = _logits(method, pairs.num_users, rank, dtype)
+    solve = _solver(
+        method, prior, rank, temperature, dtype, pairs.unit_weights, return_std
+    )
+    shapes = ((rank,), dtype), ((), dtype), ((), dtype), ((), bool), ((), np.int32)
+    shapes = (*shapes, ((rank,), dtype))[: 5 + return_std]
+    out = [np.empty((pairs.num_users, *shape), kind) for shape, kind in shapes]
+    logits = np.empty_like(out[0])
+    read = pairs.reader(found.proj)
+
+    def solve_users(users, solve=solve, read=read, **kinds):
         def solve_chunk(chunk):
-            chunk = chunk._replace(users=users[chunk.users])
-            start = None if init is None else _padded(np.asarray(init), chunk)
-            solution, place = solve(*read(chunk), start, **kinds), chunk.place
+            begin = None if start is None else _padded(start, chunk)
+            solution, place = solve(*read(chunk), begin, **kinds), chunk.place
             for target, values in zip(out, jax.device_get(solution), strict=True):
                 target[place] = values[: len(chunk.users)]
             logits[place] = np.log(np.maximum(out[0][place], np.finfo(dtype).tiny))
 
-        for_each(solve_chunk, chunks(counts[users], offsets[users]))
+        for_each(solve_chunk, pairs.chunks(users))
 
-    solve_users(np.arange(prefs.num_users))
-    if config.method != "reference":  # Few, if any: most calls compile no more for it.
+    solve_users(None)
+
+    def solve_again(**kinds):  # Few, if any: most calls compile no more for it.
         hard = np.flatnonzero(~out[3])
         steps = out[4][hard]
-        solve_users(hard, solvers=(CAREFUL,))
+        solve_users(hard, solvers=(PAIR_DUALS,), **kinds)
         out[4][hard] += steps
+
+    host = host_device()
+    if start is None:
+        solve_again()
+        if dtype == np.float32 and host is not None and not out[3].all():
+            with jax.enable_x64(True), jax.default_device(host):
+                wide = np.dtype(np.float64)
+                solve_again(
+                    solve=_solver(
+                        method,
+                        jax.device_get(prior),
+                        rank,
+                        temperature,
+                        wide,
+                        pairs.unit_weights,
+                        return_std,
+                    ),
+                    read=lambda chunk: _widened(read(chunk), wide),
+                    stored=np.dtype(dtype),
+                )
     weights, loss, gap, converged, num_steps, *deviations = out
     return Adapted(
         weights=weights,
@@ -143,9 +165,22 @@ def adapt(
         gap=gap,
         converged=converged,
         num_steps=num_steps,
-        user_ids=None if prefs.ids is None else prefs.ids.users,
-        deviation=deviations[0] if spread else None,
+        std=deviations[0] if return_std else None,
     )
+
+
+def _logits(method: PublishedAdam, num_users: int, rank: int, dtype) -> np.ndarray:
+    """The start of `PublishedAdam`, float[U, K]."""
+    if method.init is not None:
+        _checks.check_weights(method.init, num_users, rank, "method.init")
+        _checks.check_finite(method.init, "method.init")
+        return np.asarray(method.init)
+    key = jax.random.key(0) if method.key is None else method.key
+    return np.asarray(jax.random.normal(key, (num_users, rank), dtype))
+
+
+def _widened(arrays, dtype):
+    return jax.tree.map(lambda x: x.astype(dtype), jax.device_get(arrays))
 
 
 def _padded(rows: np.ndarray, chunk: Chunk) -> np.ndarray:
@@ -154,85 +189,93 @@ def _padded(rows: np.ndarray, chunk: Chunk) -> np.ndarray:
     return out
 
 
-def _temperature(config: AdaptConfig, prior: Prior | None) -> float:
-    if prior is None:
-        return 1.0 if config.temperature is None else config.temperature
-    if config.temperature is None:
-        return prior.temperature
-    names = "config.temperature and prior.temperature"
-    _checks.check_same_temperature(config.temperature, prior.temperature, names)
-    return config.temperature
-
-
-def _solver(config, prior, rank, temperature, dtype, unit_weights, spread):
+def _solver(method, prior, rank, temperature, dtype, unit_weights, return_std) -> Any:
     """A function (z, weight, label, start) → the arrays of `Adapted` for one chunk.
 
-    By the fast solver, unless `solvers` says otherwise.
+    By the primal-dual solver, unless `solvers` says otherwise.
     """
+    # One program serves all temperatures.
     scale = np.asarray(1 / temperature, dtype)
-    if config.method == "maximum_likelihood":
+    if isinstance(method, MaximumLikelihood):
         return lambda z, w, y, _, **kinds: _maximum_likelihood(z, w, y, scale, **kinds)
-    if config.method == "maximum_a_posteriori":
-        alpha = jnp.asarray(config.alpha, dtype)
+    if isinstance(method, MAP):
+        alpha = jnp.asarray(np.asarray(method.alpha), dtype)
         if alpha.shape not in ((), (rank,)):
             raise ValueError(
-                f"config.alpha must be one number or K={rank} of them, got "
+                f"method.alpha must be one number or K={rank} of them, got "
                 f"{alpha.shape[0]}"
             )
         alpha = jnp.broadcast_to(alpha, (rank,))
         return lambda z, w, y, _, **kinds: _maximum_a_posteriori(
             z, w, y, scale, alpha, **kinds
         )
-    if config.method == "reference":
-        rate = jnp.asarray(config.learning_rate, dtype)
-        steps = config.num_steps
-        return lambda z, w, y, start: _reference(
+    if isinstance(method, PublishedAdam):
+        rate, steps = jnp.asarray(method.learning_rate, dtype), int(method.num_steps)
+        return lambda z, w, y, start: _published_adam(
             z, w, y, scale, start, rate, num_steps=steps
         )
-    prior = uniform_prior(rank, temperature) if prior is None else prior
-    # The scale is passed apart: one program serves all temperatures.
     prior = jax.tree.map(
         lambda x: x if getattr(x, "dtype", 0) == dtype else jnp.asarray(x, dtype), prior
-    ).replace(temperature=1.0)
+    )
     return lambda z, w, y, _, **kinds: _posterior(
-        z, w, y, scale, prior, unit_weights=unit_weights, spread=spread, **kinds
+        z, w, y, scale, prior, unit_weights=unit_weights, std=return_std, **kinds
     )
 
 
-@functools.partial(jax.jit, static_argnames="solvers")
-def _maximum_likelihood(z, weight, label, scale, *, solvers=(FAST,)):
+@functools.partial(jax.jit, static_argnames=("solvers", "stored"))
+def _maximum_likelihood(
+    z, weight, label, scale, *, solvers=(PRIMAL_DUAL,), stored=None
+):
     weights = _normalised(weight)
-    solution = maximum_likelihood(z * scale, weights, label=label, solvers=solvers)
-    return solution._replace(value=_mean_loss(z * scale, weight, label, solution))
-
-
-@functools.partial(jax.jit, static_argnames="solvers")
-def _maximum_a_posteriori(z, weight, label, scale, alpha, *, solvers=(FAST,)):
-    barrier = jnp.broadcast_to(alpha[None], (len(z), len(alpha)))
-    solution = maximum_a_posteriori(
-        z * scale, weight, barrier, label=label, solvers=solvers
+    solution = certified_maximum_likelihood(
+        z * scale, weights, label=label, solvers=solvers
     )
+    if stored is not None:
+        solution = store_as(stored, solution, z * scale, weights, label)
     return solution._replace(value=_mean_loss(z * scale, weight, label, solution))
 
 
-@functools.partial(jax.jit, static_argnames=("unit_weights", "spread", "solvers"))
+@functools.partial(jax.jit, static_argnames=("solvers", "stored"))
+def _maximum_a_posteriori(
+    z, weight, label, scale, alpha, *, solvers=(PRIMAL_DUAL,), stored=None
+):
+    barrier = jnp.broadcast_to(alpha[None], (len(z), len(alpha)))
+    solution = certified_map(z * scale, weight, barrier, label=label, solvers=solvers)
+    if stored is not None:
+        solution = store_as(stored, solution, z * scale, weight, label, barrier)
+    return solution._replace(value=_mean_loss(z * scale, weight, label, solution))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("unit_weights", "std", "solvers", "stored")
+)
 def _posterior(
-    z, weight, label, scale, prior, *, unit_weights, spread, solvers=(FAST,)
+    z,
+    weight,
+    label,
+    scale,
+    prior,
+    *,
+    unit_weights,
+    std,
+    solvers=(PRIMAL_DUAL,),
+    stored=None,
 ):
     z = z * scale
-    kinds = dict(unit_weights=unit_weights, solvers=solvers)
-    solution = adapt_users(z, weight, prior, label=label, **kinds)
+    kinds = dict(unit_weights=unit_weights, solvers=solvers, stored=stored)
+    solution = solve_posterior(z, weight, prior, label, **kinds)
     solution = solution._replace(value=_mean_loss(z, weight, label, solution))
-    if not spread:
+    if not std:
         return solution
     arrays = z, weight, label, solution.weights, prior
-    return *solution, deviation(mixture_of(*arrays, unit_weights=unit_weights))
+    moments = moments_of(*arrays, unit_weights=unit_weights)
+    return *solution, standard_deviation(moments)
 
 
 @public()
 def adapt_users(
     z: jax.Array,
-    weight: jax.Array,
+    sample_weight: jax.Array,
     prior: Prior,
     *,
     label: jax.Array | None = None,
@@ -246,12 +289,12 @@ def adapt_users(
 
     Args:
       z: float[U, P, K], reward differences of each pair, divided by T.
-      weight: float[U, P], pair weights; 0 is padding.
-      prior: its temperature is not used.
+      sample_weight: float[U, P], weight of each pair; 0 is padding.
+      prior: of the model.
       label: float[U, P], P(first is preferred); None means 1.
       unit_weights: every weight is 0 or 1, which is faster.
-      solvers: "fast", then "careful" for the users whom it leaves; one alone compiles
-        in half the time, and `converged` says whom it solved.
+      solvers: "primal_dual", then "with_pair_duals" for the users that the first leaves
+        unsolved. One alone compiles in half the time; `converged` says whom it solved.
 
     Returns:
       `Solution`, weights float[U, K].
@@ -260,17 +303,34 @@ def adapt_users(
       ValueError: shapes disagree, a concrete number is not finite, or `solvers` names
         another.
       TypeError: `prior` is something else.
+
+    Example:
+      >>> prior = lore.uniform_prior(2)
+      >>> found = lore.adapt_users(np.ones((1, 3, 2)), np.zeros((1, 3)), prior)
+      >>> np.asarray(found.weights).round(2).tolist()
+      [[0.5, 0.5]]
     """
-    _tables.check_pairs(z, weight, label)
+    _tables.check_pairs(z, sample_weight, label)
     check_prior(prior, np.shape(z)[2])
+    kinds = dict(unit_weights=unit_weights, solvers=solvers)
+    return solve_posterior(z, sample_weight, prior, label, **kinds)
+
+
+def solve_posterior(
+    z, weight, prior: Prior, label, *, unit_weights, solvers=BOTH, stored=None
+):
+    """`adapt_users` without checks, or judged with weights that are `stored` so."""
     mean = posterior_mean(z, weight, label, prior, unit_weights=unit_weights)
     finite = jnp.isfinite(prior.concentration)
     total = jnp.sum(weight, axis=1)
     barrier = pull_towards_mean(total, prior)[:, None] * mean
     power = likelihood_power(total, prior.tempering)
-    solution = maximum_a_posteriori(
+    solution = certified_map(
         z, power[:, None] * weight, barrier, label=label, start=mean, solvers=solvers
     )
+    if stored is not None:
+        weighted = power[:, None] * weight
+        solution = store_as(stored, solution, z, weighted, label, barrier)
     empty = total == 0
     weights = jnp.where(finite, solution.weights, mean)
     weights = jnp.where(empty[:, None], prior.mean[None], weights)
@@ -285,13 +345,13 @@ def adapt_users(
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
-def _reference(z, weight, label, scale, start, learning_rate, *, num_steps):
+def _published_adam(z, weight, label, scale, start, learning_rate, *, num_steps):
     z = z * scale
     normalised = _normalised(weight)
     optimiser = optax.adam(learning_rate)
 
     def total(logits):
-        return jnp.sum(_weighted_loss(z, normalised, label, mixture_weights(logits)))
+        return jnp.sum(_weighted_loss(z, normalised, label, _softmax(logits)))
 
     def step(carry, _):
         logits, state = carry
@@ -299,16 +359,22 @@ def _reference(z, weight, label, scale, start, learning_rate, *, num_steps):
         return (optax.apply_updates(logits, updates), state), None
 
     (logits, _), _ = lax.scan(step, (start, optimiser.init(start)), length=num_steps)
-    weights = mixture_weights(jnp.asarray(logits))
+    weights = _softmax(jnp.asarray(logits))
     gradient = jax.grad(lambda p: jnp.sum(_weighted_loss(z, normalised, label, p)))(
         weights
     )
     gap = jnp.sum(weights * gradient, axis=1) - jnp.min(gradient, axis=1)
     size = jnp.max(jnp.abs(z) * (weight > 0)[..., None], axis=(1, 2))
-    tolerance = size * jnp.maximum(1e-5, jnp.finfo(z.dtype).eps * size)
+    off = ROUNDING * jnp.finfo(z.dtype).eps * size
+    gap = jnp.where(is_large(z.dtype, size), gap + off, gap)
+    loss = _weighted_loss(z, normalised, label, weights)
+    converged = within_tolerance(z.dtype, gap, size, 1, 0, loss)
     steps = jnp.full(len(z), num_steps, jnp.int32)
-    solution = Solution(weights, gap, gap, gap <= tolerance, steps)
+    solution = Solution(weights, gap, gap, converged, steps)
     return solution._replace(value=_mean_loss(z, weight, label, solution))
+
+
+_softmax = functools.partial(jax.nn.softmax, axis=-1)
 
 
 def _normalised(weight):
@@ -318,8 +384,8 @@ def _normalised(weight):
 
 def _weighted_loss(z, weight, label, weights):
     """Σ_n weight_n ℓ(z_n · p), float[U]."""
-    m = mix(z, weights[:, None])
-    return jnp.sum(weight * pair_loss(m, label), axis=1)
+    m = _equations.mix(z, weights[:, None])
+    return jnp.sum(weight * _equations.pair_loss(m, label), axis=1)
 
 
 def _mean_loss(z, weight, label, solution):

@@ -1,214 +1,24 @@
-"""Frozen settings, validated once; they never enter a compiled program as data."""
+"""Recipes of `fit` and methods of `adapt`: frozen settings, validated once.
+
+A recipe or a method has the options that it uses, and no others.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How `fit` learns the basis.
-
-    The default, `method="marginal"`, is the recipe we defend. `reference_joint` and
-    `reference_alternating` are the two published forms, kept for comparison.
-
-    Attributes:
-      method: "marginal", "joint" or "alternating".
-      num_steps: optimiser steps; "marginal" stops sooner, at a tenth of them, where
-        held-out judgements say that it is better by two standard errors.
-      learning_rate: Adam's; for "marginal" in units of the scaled problem.
-      temperature: T.
-      num_atoms: atoms of the prior beside the K vertices, at least.
-      holdout: what settings are chosen on ("marginal"): "judgements" (a vote of one
-        user on one item), "items" (whole items with all their pairs), or "both": the
-        mean of the two log-losses, each divided by that of a global Bradley–Terry
-        model. What suits known items best is not best for new ones where the table
-        has about as many rows as features: choose "items" where every response to be
-        ranked is new.
-      ridges: candidate λ; 1 / √λ is the prior deviation of a pair's margin
-        ("marginal"). Of λ, ε and γ, in this order, the search goes from the first value
-        towards the second while the loss falls, or else the other way. The first value
-        stays unless another is better by two standard errors over users. With "both",
-        they may cost at most 1.5 % of log-loss on judgements of known items, relative
-        to a global model of the same ε and λ, and each later choice 0.3 %.
-      smoothings: candidate ε of the coordinates (`coordinates`): from ∞, the embedding
-        alone, to 0, item ids alone where M ≤ D; likewise.
-      temperings: candidate γ of the prior; likewise. Where V is given or of a published
-        form, the least γ stays unless another is better by two standard errors.
-      concentrations: candidate κ of the prior; "marginal" compares ε, λ, γ and K at the
-        first. With a basis that is given or of a published form, γ is compared at ∞.
-      decays: candidate δ of the prior, at the chosen κ.
-      spreads: candidate ρ of the prior; the least loss of ρ and s is taken where it
-        is better than that of the first by two standard errors.
-      margin_scales: candidate s of the prior, each with every ρ.
-      ranks: candidate K of `rank="auto"`, which takes the one with the least loss.
-      start: "svd", directions that users' mean differences vary in most, or "random".
-      num_starts: trainings on all pairs, the first from `start`, the others from random
-        ones; the one that reaches the least objective is kept.
-      validation_share: share held out of the pairs that the selection uses, twice that
-        where V is given; pairs with one row held out and one not are not used.
-      alpha: strength of the published anchor ("joint": L2, "alternating": cosine).
-      prune: drop directions that no user weights above 1e-2 ("alternating").
-    """
-
-    method: Literal["marginal", "joint", "alternating"] = "marginal"
-    num_steps: int = 150
-    learning_rate: float = 0.3
-    temperature: float = 1.0
-    num_atoms: int = 64
-    holdout: Literal["judgements", "items", "both"] = "both"
-    smoothings: tuple[float, ...] = (1.0, 4.0, math.inf, 0.1, 0.01)
-    ridges: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 0.03)
-    temperings: tuple[float, ...] = (0.4, 0.3, 0.5, 0.2, 0.0)
-    concentrations: tuple[float, ...] = (3.0, 0.3, 1.0, 10.0, 30.0, 100.0)
-    decays: tuple[float, ...] = (0.0, 0.5, -0.5, 1.0, -1.0)
-    spreads: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
-    margin_scales: tuple[float, ...] = (1.0, 0.5, 0.65, 0.8, 0.9, 1.1, 1.2)
-    ranks: tuple[int, ...] = (1, 2, 5, 10)
-    start: Literal["random", "svd"] = "svd"
-    num_starts: int = 2
-    validation_share: float = 0.15
-    alpha: float = 0.0
-    prune: bool = False
-
-    def __post_init__(self):
-        """Refuses impossible settings, naming the field."""
-        _choice(self, "method", ("marginal", "joint", "alternating"))
-        _integer(self, "num_steps", 0)
-        _integer(self, "num_atoms", 0)
-        _integer(self, "num_starts", 1)
-        _number(self, "learning_rate", 0.0, strict=True)
-        _number(self, "temperature", 0.0, strict=True)
-        _number(self, "alpha", 0.0)
-        _number(self, "validation_share", 0.0, below=1.0, strict=True)
-        _choice(self, "holdout", ("judgements", "items", "both"))
-        _grid(self, "smoothings", lambda x: x >= 0)
-        _grid(self, "ridges", lambda x: x >= 0 and math.isfinite(x))
-        _grid(self, "temperings", lambda x: 0 <= x <= 1)
-        _grid(self, "concentrations", lambda x: x >= 0)
-        _grid(self, "decays", math.isfinite)
-        _grid(self, "spreads", lambda x: x >= 0 and math.isfinite(x))
-        _grid(self, "margin_scales", lambda x: x > 0 and math.isfinite(x))
-        _choice(self, "start", ("random", "svd"))
-        _grid(self, "ranks", lambda x: isinstance(x, int) and x >= 1)
-        if self.prune and self.method != "alternating":
-            raise ValueError(
-                f"prune belongs to method='alternating', got method={self.method!r}"
-            )
-
-    @classmethod
-    def reference_joint(
-        cls,
-        num_steps: int = 1000,
-        learning_rate: float = 0.5,
-        alpha: float = 0.0,
-        temperature: float = 100.0,
-    ) -> "TrainConfig":
-        """Published form 1: one Adam over (W, V) on Σ_u mean loss, L2 anchor."""
-        return cls(
-            method="joint",
-            num_steps=num_steps,
-            learning_rate=learning_rate,
-            alpha=alpha,
-            temperature=temperature,
-        )
-
-    @classmethod
-    def reference_alternating(
-        cls,
-        num_steps: int = 20000,
-        learning_rate: float = 0.5,
-        alpha: float = 0.0,
-        prune: bool = False,
-        temperature: float = 100.0,
-    ) -> "TrainConfig":
-        """Published form 2: Adam on W, then on V, mean loss over pairs."""
-        return cls(
-            method="alternating",
-            num_steps=num_steps,
-            learning_rate=learning_rate,
-            alpha=alpha,
-            prune=prune,
-            temperature=temperature,
-        )
+import numpy as np
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaptConfig:
-    """How `adapt` finds the weights of new users against a frozen basis.
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and bool(value >= 1)
 
-    Attributes:
-      method: "posterior" (the prior's posterior mean, refined), "maximum_likelihood",
-        "maximum_a_posteriori" (Dirichlet) or "reference" (Adam on logits).
-      temperature: T; None takes the prior's, or 1 without a prior.
-      alpha: Dirichlet α > 0, one number or one per direction, for
-        "maximum_a_posteriori".
-      num_steps: Adam steps of "reference".
-      learning_rate: Adam's step of "reference".
-      seed: random start of "reference" when `adapt` gets no `init`.
-    """
 
-    method: Literal[
-        "posterior", "maximum_likelihood", "maximum_a_posteriori", "reference"
-    ] = "posterior"
-    temperature: float | None = None
-    alpha: float | tuple[float, ...] | None = None
-    num_steps: int = 500
-    learning_rate: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self):
-        """Refuses impossible settings, naming the field."""
-        methods = (
-            "posterior",
-            "maximum_likelihood",
-            "maximum_a_posteriori",
-            "reference",
-        )
-        _choice(self, "method", methods)
-        if self.temperature is not None:
-            _number(self, "temperature", 0.0, strict=True)
-        _integer(self, "num_steps", 0)
-        _number(self, "learning_rate", 0.0, strict=True)
-        if (self.alpha is None) == (self.method == "maximum_a_posteriori"):
-            raise ValueError(
-                "alpha belongs to method='maximum_a_posteriori' and to no other; got "
-                f"method={self.method!r}, alpha={self.alpha!r}"
-            )
-        if isinstance(self.alpha, tuple):
-            _grid(self, "alpha", lambda x: x > 0 and math.isfinite(x))
-        elif self.alpha is not None:
-            _number(self, "alpha", 0.0, strict=True)
-
-    @classmethod
-    def maximum_likelihood(cls, temperature: float | None = None) -> "AdaptConfig":
-        """Certified maximum likelihood on the simplex; ignores the prior's atoms."""
-        return cls(method="maximum_likelihood", temperature=temperature)
-
-    @classmethod
-    def maximum_a_posteriori(
-        cls, alpha: float | tuple[float, ...], temperature: float | None = None
-    ) -> "AdaptConfig":
-        """Certified MAP under Dirichlet(α) in softmax coordinates, any α > 0."""
-        return cls(method="maximum_a_posteriori", alpha=alpha, temperature=temperature)
-
-    @classmethod
-    def reference(
-        cls,
-        num_steps: int = 500,
-        learning_rate: float = 0.5,
-        temperature: float = 100.0,
-        seed: int = 0,
-    ) -> "AdaptConfig":
-        """The published adaptation: Adam on logits from a random start, T=100."""
-        return cls(
-            method="reference",
-            num_steps=num_steps,
-            learning_rate=learning_rate,
-            temperature=temperature,
-            seed=seed,
-        )
+def _type(config: Any, name: str, expected: type) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} must be a {expected.__name__}, got {value!r}")
 
 
 def _choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
@@ -219,30 +29,337 @@ def _choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
 
 def _integer(config: Any, name: str, least: int) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    object.__setattr__(config, name, int(value))
 
 
 def _number(
     config: Any, name: str, least: float, below: float = math.inf, strict: bool = False
 ) -> None:
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not (least <= value < below) or (strict and value == least):
         bound = f"above {least:g}" if strict else f"at least {least:g}"
         limit = f" and below {below:g}" if below < math.inf else " and finite"
         raise ValueError(f"{name} must be {bound}{limit}, got {value!r}")
+    object.__setattr__(config, name, float(value))
 
 
-def _grid(config: Any, name: str, legal: Callable[[float], bool]) -> None:
+def _grid(config: Any, name: str, legal: Callable[[Any], bool]) -> None:
     values = getattr(config, name)
     if not isinstance(values, tuple) or not values:
         raise TypeError(f"{name} must be a non-empty tuple, got {values!r}")
     for i, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise TypeError(f"{name}[{i}] must be a number, got {value!r}")
         if not legal(value):
             raise ValueError(f"{name}[{i}] is out of range: {value!r}")
+    plain = (x.item() if isinstance(x, np.number) else x for x in values)
+    object.__setattr__(config, name, tuple(plain))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PriorSearch:
+    """How the prior over users is chosen where V is given.
+
+    π is learned by EM. Then γ, κ, δ and ρ with s are chosen one after another on
+    held-out pairs, by the macro log-loss of users. Of κ and δ the least loss is taken.
+    The least γ, and the first ρ and s, stay unless others are better by two standard
+    errors over users.
+
+    Attributes:
+      num_atoms: atoms beside the K vertices, at least.
+      holdout: "judgements" (votes of one user on one item) or "items" (whole items).
+      validation_share: share of the pairs held out.
+      temperings: candidates for γ.
+      concentrations: candidates for κ.
+      decays: candidates for δ, at the chosen κ.
+      variance_scales: candidates for ρ.
+      margin_scales: candidates for s, each with every ρ.
+
+    Example:
+      >>> lore.PriorSearch(temperings=(0.0, 0.3)).num_atoms
+      64
+    """
+
+    num_atoms: int = 64
+    holdout: Literal["judgements", "items", "both"] = "judgements"
+    validation_share: float = 0.3
+    temperings: tuple[float, ...] = (0.4, 0.3, 0.5, 0.2, 0.0)
+    concentrations: tuple[float, ...] = (3.0, 0.3, 1.0, 10.0, 30.0, 100.0)
+    decays: tuple[float, ...] = (0.0, 0.5, -0.5, 1.0, -1.0)
+    variance_scales: tuple[float, ...] = (0.1, 0.0, 0.05, 0.2, 0.5, 1.0, 2.0)
+    margin_scales: tuple[float, ...] = (1.0, 0.5, 0.65, 0.8, 0.9, 1.1, 1.2)
+
+    def __post_init__(self):
+        """Refuses impossible settings, naming the field."""
+        _integer(self, "num_atoms", 0)
+        _choice(self, "holdout", self._holdouts())
+        _number(self, "validation_share", 0.0, below=1.0, strict=True)
+        _grid(self, "temperings", lambda x: 0 <= x <= 1)
+        _grid(self, "concentrations", lambda x: x >= 0)
+        _grid(self, "decays", math.isfinite)
+        _grid(self, "variance_scales", lambda x: x >= 0 and math.isfinite(x))
+        _grid(self, "margin_scales", lambda x: x > 0 and math.isfinite(x))
+
+    @staticmethod
+    def _holdouts() -> tuple[str, ...]:
+        return "judgements", "items"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search(PriorSearch):
+    """How `Marginal` chooses its settings on held-out pairs.
+
+    Candidates are compared by macro log-loss of users on one or two hold-outs. With
+    two, each log-loss is divided by that of a global Bradley–Terry model and the two
+    are averaged. λ, ε and γ are tuned in this order: from the first value of the grid
+    towards the second while the loss falls, or else the other way. The first value
+    stays unless another is better by two standard errors over users. With two
+    hold-outs, λ, ε and γ may cost at most 1.5 % of log-loss on judgements of known
+    items, and each later choice 0.3 %. The ranks of `rank="auto"` are compared before
+    and after tuning; the least loss wins. Then follow the number of steps, κ, δ, and ρ
+    with s.
+
+    Attributes:
+      num_atoms: atoms of the prior beside the K vertices, at least.
+      holdout: "judgements" (votes of one user on one item), "items" (whole items with
+        all their pairs) or "both". Known and new items need different settings where
+        the table has about as many rows as features: choose "items" where every
+        response to be ranked is new.
+      validation_share: share held out of the pairs that the selection uses. Pairs with
+        one row held out and one not are not used.
+      ranks: candidates for K of `rank="auto"`.
+      ridges: candidates for λ; 1 / √λ is the prior deviation of a pair's margin.
+      smoothings: candidates for ε of the coordinates of V: ∞ shrinks all directions of
+        the embedding alike, 0 whitens them.
+      temperings: candidates for γ.
+      concentrations: candidates for κ; ε, λ, γ and K are compared at the first.
+      decays: candidates for δ, at the chosen κ.
+      variance_scales: candidates for ρ.
+      margin_scales: candidates for s, each with every ρ.
+
+    Example:
+      >>> lore.Search(holdout="items").ranks
+      (1, 2, 5, 10)
+    """
+
+    holdout: Literal["judgements", "items", "both"] = "both"
+    validation_share: float = 0.15
+    ranks: tuple[int, ...] = (1, 2, 5, 10)
+    ridges: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 0.03)
+    smoothings: tuple[float, ...] = (1.0, 4.0, math.inf, 0.1, 0.01)
+
+    def __post_init__(self):
+        """Refuses impossible settings, naming the field."""
+        super().__post_init__()
+        _grid(self, "ranks", _is_rank)
+        _grid(self, "ridges", lambda x: x >= 0 and math.isfinite(x))
+        _grid(self, "smoothings", lambda x: x >= 0)
+
+    @staticmethod
+    def _holdouts() -> tuple[str, ...]:
+        return "judgements", "items", "both"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Marginal:
+    """The default recipe: V on the marginal likelihood over a learned discrete prior.
+
+    Attributes:
+      num_steps: optimiser steps at most. Training stops sooner, at a tenth of them,
+        where held-out pairs say that this is better by two standard errors.
+      learning_rate: Adam's, in units of the scaled problem.
+      temperature: T.
+      start: "svd", the directions that users' mean differences vary in most, or
+        "random".
+      num_starts: trainings on all pairs. The first begins at `start`, the others at
+        random; the one with the least objective is kept.
+      search: how all other settings are chosen.
+
+    Example:
+      >>> lore.Marginal(search=lore.Search(holdout="items")).num_steps
+      150
+    """
+
+    num_steps: int = 150
+    learning_rate: float = 0.3
+    temperature: float = 1.0
+    start: Literal["random", "svd"] = "svd"
+    num_starts: int = 2
+    search: Search = Search()
+
+    def __post_init__(self):
+        """Refuses impossible settings, naming the field."""
+        _integer(self, "num_steps", 0)
+        _number(self, "learning_rate", 0.0, strict=True)
+        _number(self, "temperature", 0.0, strict=True)
+        _choice(self, "start", ("random", "svd"))
+        _integer(self, "num_starts", 1)
+        _type(self, "search", Search)
+
+
+def _published(config: Any) -> None:
+    _integer(config, "num_steps", 0)
+    _number(config, "learning_rate", 0.0, strict=True)
+    _number(config, "alpha", 0.0)
+    _number(config, "temperature", 0.0, strict=True)
+    if config.prior is not None:
+        _type(config, "prior", PriorSearch)
+        if isinstance(config.prior, Search):
+            raise TypeError("prior must be a PriorSearch, got a Search: V is given")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedJoint:
+    """Published form 1: one Adam over (W, V) on Σ_u mean loss.
+
+    Attributes:
+      num_steps: Adam steps.
+      learning_rate: Adam's.
+      alpha: α ≥ 0, strength of the L2 anchor Σ_k ‖V_k − v_ref‖²; above 0 `fit` needs
+        `anchor`.
+      temperature: T.
+      prior: how the prior is learned afterwards, V frozen; None leaves Dirichlet(1).
+
+    References:
+      Bose et al., 2025 (https://arxiv.org/abs/2504.14439), algorithm 1.
+
+    Example:
+      >>> lore.PublishedJoint().temperature
+      100.0
+    """
+
+    num_steps: int = 1000
+    learning_rate: float = 0.5
+    alpha: float = 0.0
+    temperature: float = 100.0
+    prior: PriorSearch | None = PriorSearch()
+
+    def __post_init__(self):
+        """Refuses impossible settings, naming the field."""
+        _published(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedAlternating:
+    """Published form 2: Adam on W, then on V, mean loss over pairs.
+
+    Attributes:
+      num_steps: Adam steps.
+      learning_rate: Adam's.
+      alpha: α ≥ 0, strength of the cosine anchor, which warms up from 20 % to 80 % of
+        the steps; above 0 `fit` needs `anchor`.
+      prune: drop directions that no user weights above 1e-2.
+      temperature: T.
+      prior: how the prior is learned afterwards, V frozen; None leaves Dirichlet(1).
+
+    References:
+      Bose et al., 2025 (https://arxiv.org/abs/2504.14439), algorithm 1.
+
+    Example:
+      >>> lore.PublishedAlternating(prune=True).num_steps
+      20000
+    """
+
+    num_steps: int = 20000
+    learning_rate: float = 0.5
+    alpha: float = 0.0
+    prune: bool = False
+    temperature: float = 100.0
+    prior: PriorSearch | None = PriorSearch()
+
+    def __post_init__(self):
+        """Refuses impossible settings, naming the field."""
+        _published(self)
+        _type(self, "prune", bool)
+
+
+Recipe = Marginal | PublishedJoint | PublishedAlternating
+
+
+@dataclasses.dataclass(frozen=True)
+class PosteriorMean:
+    """The prior's posterior mean over atoms, refined by a convex problem; the default.
+
+    With f_u(p) = Σ_n ℓ(z_n · p / T, y_n), p̄ the posterior mean over atoms,
+    η_u = n_u^−γ and κ_u = κ (n_u / 10)^−δ, the weights are
+
+        argmin_p  η_u f_u(p) − κ_u Σ_k p̄_k log p_k   on the simplex.
+
+    Example:
+      >>> lore.PosteriorMean()
+      PosteriorMean()
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class MaximumLikelihood:
+    """Certified maximum likelihood on the simplex: argmin_p f_u(p).
+
+    Example:
+      >>> lore.MaximumLikelihood()
+      MaximumLikelihood()
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class MAP:
+    """Certified MAP under Dirichlet(α) in softmax coordinates.
+
+        argmin_p  f_u(p) − Σ_k α_k log p_k   on the simplex
+
+    Attributes:
+      alpha: α > 0, one number or one per direction.
+
+    Example:
+      >>> lore.MAP(0.5).alpha
+      0.5
+    """
+
+    alpha: float | tuple[float, ...]
+
+    def __post_init__(self):
+        """Refuses impossible settings, naming the field."""
+        if isinstance(self.alpha, tuple):
+            _grid(self, "alpha", lambda x: x > 0 and math.isfinite(x))
+        else:
+            _number(self, "alpha", 0.0, strict=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PublishedAdam:
+    """The published adaptation: Adam on logits.
+
+    Attributes:
+      num_steps: Adam steps.
+      learning_rate: Adam's.
+      init: float[U, K], starting logits; None draws them from `key`.
+      key: of the random start, by the user's place; None is `jax.random.key(0)`.
+
+    References:
+      Bose et al., 2025 (https://arxiv.org/abs/2504.14439), section 3.3.
+
+    Example:
+      >>> lore.PublishedAdam().num_steps
+      500
+    """
+
+    num_steps: int = 500
+    learning_rate: float = 0.5
+    init: Any = None
+    key: Any = None
+
+    def __post_init__(self):
+        """Refuses impossible settings, naming the field."""
+        _integer(self, "num_steps", 0)
+        _number(self, "learning_rate", 0.0, strict=True)
+        if self.init is not None and self.key is not None:
+            raise ValueError("init and key exclude one another: both are the start")
+
+
+Method = PosteriorMean | MaximumLikelihood | MAP | PublishedAdam

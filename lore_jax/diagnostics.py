@@ -4,11 +4,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from lore_jax._pairs.blocks import project_rows
-from lore_jax.preferences import Preferences
 from lore_jax.results import Fitted
 
 _COLLAPSED = 0.02
@@ -32,9 +29,9 @@ def report(fitted: Fitted) -> dict[str, Any]:
       - "cosines": float[K, K] between the columns of V; NaN for a zero column.
       - "directions": float[K], mean weight of each direction over users.
       - "leading": float[K], share of users whose largest weight it is.
-      - "spread": mean over users of ½ Σ_k |p_uk − mean_k|, the total variation from
+      - "variation": mean over users of ½ Σ_k |p_uk − mean_k|, the total variation from
         the population's mean; 0 … 1.
-      - "collapsed": spread below 0.02 at rank 2 or more: the same weights for all.
+      - "collapsed": variation below 0.02 at rank 2 or more: the same weights for all.
       - "loss": float[S], training curve.
       - "last_change": relative change of the loss over the last tenth of the steps;
         NaN without steps.
@@ -43,8 +40,9 @@ def report(fitted: Fitted) -> dict[str, Any]:
       - "validation": float[C], mean over hold-outs of the macro log-loss of the chosen
         candidate, trained without them; empty where nothing was held out.
       - "validation_steps": int[C], after how many steps.
-      - "best_step": of these, the one with the least loss; None without any. The fit
-        goes on to the last unless this one is better by two standard errors.
+      - "best_step": of these, the one with the least loss; None without any.
+      - "num_steps": where the fit stopped: the last step, unless the best one is better
+        by two standard errors.
       - "over_fitted": by how much the last validation loss is above the least; NaN
         without any.
       - "selection": the candidates that validation compared.
@@ -56,7 +54,7 @@ def report(fitted: Fitted) -> dict[str, Any]:
         start. Rewards usually agree better than weights: interpret directions only
         where "basis" and "weights" are close to 1.
     """
-    basis = np.asarray(fitted.basis, np.float64)
+    basis = np.asarray(fitted.model.basis, np.float64)
     weights = np.asarray(fitted.weights, np.float64)
     norms = np.linalg.norm(basis, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -66,7 +64,7 @@ def report(fitted: Fitted) -> dict[str, Any]:
     variance = np.linalg.svd(weights @ root, compute_uv=False) ** 2
     share = variance / variance.sum() if variance.sum() > 0 else variance
     share = share[share > 0]
-    spread = 0.5 * np.abs(weights - weights.mean(0)).sum(1).mean()
+    variation = 0.5 * np.abs(weights - weights.mean(0)).sum(1).mean()
     loss = np.asarray(fitted.history.loss, np.float64)
     slope = np.asarray(fitted.history.basis_norm, np.float64)
     change = last_slope = np.nan
@@ -81,13 +79,14 @@ def report(fitted: Fitted) -> dict[str, Any]:
         "cosines": cosines,
         "directions": weights.mean(0),
         "leading": np.bincount(weights.argmax(1), minlength=len(norms)) / len(weights),
-        "spread": float(spread),
-        "collapsed": bool(len(norms) > 1 and spread < _COLLAPSED),
+        "variation": float(variation),
+        "collapsed": bool(len(norms) > 1 and variation < _COLLAPSED),
         "loss": loss,
         "last_change": float(change),
         "last_slope": float(last_slope),
         "validation": curve,
         "validation_steps": steps,
+        "num_steps": int(loss.size),
         "best_step": int(steps[curve.argmin()]) if curve.size else None,
         "over_fitted": float(curve[-1] - curve.min()) if curve.size else np.nan,
         "selection": fitted.history.selection,
@@ -98,21 +97,28 @@ def report(fitted: Fitted) -> dict[str, Any]:
 
 
 def compare_starts(
-    prefs: Preferences, bases: Sequence, weights: Sequence, at: int
+    bases: Sequence, projections: Sequence, weights: Sequence, at: int
 ) -> dict[str, float] | None:
-    """Agreement of start `at` with the others, as in `report`; None with one start."""
+    """Agreement of start `at` with the others, as in `report`; None with one start.
+
+    Args:
+      bases: V of each start, float[D, K].
+      projections: features · V of each, float[M, K].
+      weights: of users, float[U, K].
+      at: the start that was kept.
+    """
     others = [i for i in range(len(bases)) if i != at]
     if not others:
         return None
     rank = bases[at].shape[1]
-    proj = project_rows(prefs.features, jnp.concatenate(bases, axis=1))
-    proj = np.asarray(proj, np.float64)[:: -(-len(proj) // _COMPARED)]
-    proj = np.split(proj - proj.mean(0), len(bases), axis=1)
+    some = slice(None, None, -(-len(projections[at]) // _COMPARED))
+    proj = [np.asarray(x[some], np.float64) for x in projections]
+    proj = [x - x.mean(0) for x in proj]
     users = slice(None, None, -(-len(weights[at]) // _COMPARED))
     rewards = [z @ np.asarray(w, np.float64)[users].T for z, w in zip(proj, weights)]
     found = []
     for i in others:
-        cosines = _cosines(bases[at], bases[i])
+        cosines = column_cosines(bases[at], bases[i])
         match = match_columns(cosines)
         first, second = np.asarray(weights[at]), np.asarray(weights[i])[:, match]
         found.append(
@@ -145,7 +151,8 @@ def match_columns(similarity: np.ndarray) -> np.ndarray:
     return match
 
 
-def _cosines(first, second) -> np.ndarray:
+def column_cosines(first, second) -> np.ndarray:
+    """float[K, K'] of the columns of two matrices; 0 for a zero column."""
     first, second = (np.asarray(x, np.float64) for x in (first, second))
     norms = np.outer(*(np.linalg.norm(x, axis=0) for x in (first, second)))
     return first.T @ second / np.where(norms > 0, norms, 1)

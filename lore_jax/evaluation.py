@@ -1,6 +1,5 @@
 """Held-out accuracy, log-loss and calibration per user, with intervals over users."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax import _checks
+from lore_jax import _checks, _equations
 from lore_jax._entry import public
 from lore_jax.data.splits import FourWay
-from lore_jax.losses import pair_loss, user_shares, user_sums
-from lore_jax.model import checked_margins
+from lore_jax.model import RewardModel, stored_margins
 from lore_jax.preferences import Preferences
 
 
@@ -53,67 +51,81 @@ class Calibration(NamedTuple):
 
 
 @public()
-def accuracy(basis: jax.Array, weights: jax.Array, prefs: Preferences) -> jax.Array:
+def accuracy(
+    model: RewardModel, weights: Any, prefs: Preferences, *, user_ids: Any = None
+) -> jax.Array:
     """Share of each user's pairs whose chosen response gets the higher reward.
 
     A margin of exactly 0 counts one half; a soft label y counts y for the first and
     1 − y for the second.
 
     Args:
-      basis: V, float[D, K].
-      weights: float[U, K] on the simplex, row u for user u of `prefs`; or what
-        `adapt` or `fit` returned, whose users are matched by name where they have
-        names.
+      model: the reward model.
+      weights: what `adapt` or `fit` returned, whose users are matched by name where
+        they have names; or float[U, K] on the simplex, row u for user u of `prefs`.
       prefs: N pairs of U users.
+      user_ids: names of the rows of `weights` where those are a plain array and
+        `prefs` names its users.
 
     Returns:
       float[U]; NaN where a user has no pair.
 
     Raises:
-      ValueError: shapes disagree or weights are not on the simplex.
+      ValueError: shapes disagree, weights are not on the simplex, or only one of
+        `weights` and `prefs` names its users.
+      TypeError: `model` or `prefs` is something else.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0], [1, 2], [0, 0])
+      >>> model = lore.RewardModel(np.eye(3, 2))
+      >>> np.asarray(lore.accuracy(model, np.array([[0.9, 0.1]]), prefs)).tolist()
+      [1.0]
     """
-    hit = (1 + jnp.sign(checked_margins(basis, weights, prefs))) / 2
+    return _accuracy(model, weights, prefs, user_ids)
+
+
+def _accuracy(model, weights, prefs: Preferences, user_ids=None) -> jax.Array:
+    hit = (1 + jnp.sign(stored_margins(model, weights, prefs, user_ids))) / 2
     if prefs.label is not None:
         hit = prefs.label * hit + (1 - prefs.label) * (1 - hit)
-    return per_user_mean(hit, prefs)
+    return _checks.where(prefs.features, per_user_mean(hit, prefs))
 
 
 @public()
 def log_loss(
-    basis: jax.Array,
-    weights: jax.Array,
-    prefs: Preferences,
-    temperature: float = 1.0,
+    model: RewardModel, weights: Any, prefs: Preferences, *, user_ids: Any = None
 ) -> jax.Array:
-    """Mean Bradley–Terry loss of each user's pairs: float[U], NaN without any.
+    """Mean Bradley–Terry loss of each user's pairs, at the temperature of the model.
 
     Args:
-      basis: V, float[D, K].
-      weights: float[U, K] on the simplex, row u for user u of `prefs`; or what
-        `adapt` or `fit` returned, whose users are matched by name where they have
-        names.
+      model: the reward model.
+      weights: as in `accuracy`.
       prefs: N pairs of U users.
-      temperature: T > 0, `fitted.temperature`.
+      user_ids: as in `accuracy`.
+
+    Returns:
+      float[U]; NaN where a user has no pair.
 
     Raises:
-      ValueError: shapes disagree or weights are not on the simplex.
+      ValueError: as in `accuracy`.
+      TypeError: `model` or `prefs` is something else.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0], [2], [0])
+      >>> model = lore.RewardModel(np.zeros((3, 2)))
+      >>> np.asarray(lore.log_loss(model, np.array([[0.9, 0.1]]), prefs)).round(2)
+      array([0.69], dtype=float32)
     """
-    m = checked_margins(basis, weights, prefs, temperature)
-    return per_user_mean(pair_loss(m, prefs.label), prefs)
+    m = stored_margins(model, weights, prefs, user_ids)
+    loss = per_user_mean(_equations.pair_loss(m, prefs.label), prefs)
+    return _checks.where(prefs.features, loss)
 
 
 def per_user_mean(values: jax.Array, prefs: Preferences) -> jax.Array:
     """Weighted mean over each user's pairs of values float[N] in stored order."""
-    return user_means(values, prefs.weight, prefs.user, prefs.num_users)
-
-
-@functools.partial(jax.jit, static_argnames="num_users")
-def user_means(values, weight, user, num_users: int) -> jax.Array:
-    """`per_user_mean` from a `Preferences`' arrays, for use in compiled loops."""
-    weight = jnp.ones_like(values) if weight is None else weight.astype(values.dtype)
-    share, total = user_shares(weight, user, num_users)
-    mean = user_sums(share * values, user, num_users)
-    return jnp.where(total > 0, mean, jnp.nan)
+    return _equations.user_means(
+        values, prefs.sample_weight, prefs.user, prefs.num_users
+    )
 
 
 @public("jax.numpy.nanmean")
@@ -232,9 +244,9 @@ def calibration(
     _checks.check_count(num_bins, "num_bins")
     y = _checks.host_floats(label, len(p), "label", 0.0, 1.0)
     y = np.ones_like(p) if y is None else y.astype(np.float64)
-    floor = np.finfo(np.float64).tiny
+    tiny = np.finfo(np.float64).tiny
     loss = -(
-        y * np.log(np.maximum(p, floor)) + (1 - y) * np.log(np.maximum(1 - p, floor))
+        y * np.log(np.maximum(p, tiny)) + (1 - y) * np.log(np.maximum(1 - p, tiny))
     )
     confidence = np.maximum(p, 1 - p)
     hit = np.where(p > 0.5, y, np.where(p < 0.5, 1 - y, 0.5))  # undecided: half right
@@ -256,14 +268,15 @@ def calibration(
 
 @public()
 def four_way(
-    basis: jax.Array,
-    seen_weights: jax.Array,
-    unseen_weights: jax.Array,
-    data: FourWay,
+    model: RewardModel, seen_weights: Any, unseen_weights: Any, data: FourWay
 ) -> dict[str, jax.Array]:
     """Accuracy of seen and unseen users on training and held-out pairs.
 
-    Weights are arrays, or what `fit` and `adapt` returned.
+    Args:
+      model: the reward model.
+      seen_weights: what `fit` returned, or an array, as in `accuracy`.
+      unseen_weights: what `adapt` returned, or an array.
+      data: pairs of seen and unseen users.
 
     Returns:
       float[U] under "seen_training", "seen_heldout", "unseen_training" (the pairs
@@ -271,10 +284,17 @@ def four_way(
 
     Raises:
       ValueError: shapes disagree or weights are not on the simplex.
+
+    Example:
+      >>> split = lore.data.load_bowling_green().split(seed=0)
+      >>> model = lore.RewardModel(np.ones((384, 1), np.float32))
+      >>> people = lore.adapt(model, split.seen), lore.adapt(model, split.unseen)
+      >>> sorted(lore.evaluation.four_way(model, *people, split))[:2]
+      ['seen_heldout', 'seen_training']
     """
     return {
-        "seen_training": accuracy(basis, seen_weights, data.seen),
-        "seen_heldout": accuracy(basis, seen_weights, data.seen_heldout),
-        "unseen_training": accuracy(basis, unseen_weights, data.unseen),
-        "unseen_heldout": accuracy(basis, unseen_weights, data.unseen_heldout),
+        "seen_training": _accuracy(model, seen_weights, data.seen),
+        "seen_heldout": _accuracy(model, seen_weights, data.seen_heldout),
+        "unseen_training": _accuracy(model, unseen_weights, data.unseen),
+        "unseen_heldout": _accuracy(model, unseen_weights, data.unseen_heldout),
     }

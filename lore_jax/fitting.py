@@ -1,25 +1,40 @@
-"""`fit`: learns the shared basis, and what to believe of a new user."""
+"""`fit` and `fit_prior`: the shared basis, and the prior over users."""
 
+import contextlib
+import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from lore_jax import _checks
+from lore_jax import _checks, _tables
 from lore_jax._entry import public
+from lore_jax._mesh import check_mesh
 from lore_jax._pairs.blocks import visit_rows
+from lore_jax._pairs.pack import pack
+from lore_jax._pairs.projected import project_pairs
 from lore_jax._train import published
+from lore_jax._train.bar import Bar, expected_trainings
 from lore_jax._train.recipe import fit_marginal
 from lore_jax._train.refinement import learn_prior
 from lore_jax._train.resume import Run, fingerprint
-from lore_jax.adaptation import adapt
-from lore_jax.config import TrainConfig
-from lore_jax.model import RewardParams, init_params, mixture_weights
+from lore_jax.adaptation import adapt_projected
+from lore_jax.config import (
+    Marginal,
+    PriorSearch,
+    PublishedAlternating,
+    PublishedJoint,
+    Recipe,
+)
+from lore_jax.model import RewardModel, RewardParams, init_params
 from lore_jax.preferences import FeatureSource, Preferences
-from lore_jax.prior import Prior
+from lore_jax.prior import make_prior
 from lore_jax.results import Fitted, History, Progress
+
+_RECIPES = Marginal, PublishedJoint, PublishedAlternating
 
 
 @public("losses.bradley_terry_loss and an optimiser")
@@ -28,13 +43,14 @@ def fit(
     *,
     rank: int | Literal["auto"],
     key: jax.Array,
-    config: TrainConfig | None = None,
+    recipe: Recipe | None = None,
     init: RewardParams | None = None,
     anchor: jax.Array | None = None,
-    basis: jax.Array | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     every: int | None = None,
     resume: Progress | None = None,
+    progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """Learns V, the users' weights and the prior over users from pairwise choices.
 
@@ -45,94 +61,198 @@ def fit(
     Args:
       prefs: N pairs of U users.
       rank: K. 0 is the anchor alone, untrained; 1 is one direction for all users;
-        personalisation starts at 2. "auto" chooses among `config.ranks` on the
-        hold-outs.
+        personalisation starts at 2. "auto" chooses among `Search.ranks`.
       key: consumed; the result is deterministic for a key on a given backend.
-      config: default `TrainConfig()`.
-      init: where to start.
+      recipe: `Marginal()` (default), `PublishedJoint()` or `PublishedAlternating()`.
+      init: where to start, instead of at the recipe's start.
       anchor: float[D], the reference direction v_ref; required at rank 0 and where
-        a reference config has α > 0.
-      basis: float[D, K] to keep as it is; only the weights and the prior are learned.
-        `eye(K)` where the features are scores of K reward models.
+        a published recipe has α > 0, refused elsewhere.
       on_progress: called with a `Progress` every `every` steps and at the end of each
-        training, `lore_jax.checkpoint.save_progress` for example. An exception that it
-        raises ends the fit. Rank 0 and a frozen basis take no step. Without it and
-        `resume`, several candidates are trained at the same time, which is faster.
+        training, `save_progress` for example. An exception that it raises ends the
+        fit. Rank 0 takes no step. Without it and `resume`, several candidates are
+        trained at the same time, which is faster.
       every: default a tenth of the steps.
       resume: a `Progress` of the same fit: what it had done is not done again.
+      mesh: devices of this process that train together, `jax.make_mesh((n,),
+        ("users",))`. Users are partitioned over them, with the rows of their pairs.
+        `Marginal` and a table in memory only.
+      progress: shows a bar with the stage and an estimate of the time; needs tqdm.
 
     Returns:
       `Fitted`. Its basis applies to raw features.
 
     Raises:
-      ValueError: shapes disagree, there is no pair, the anchor is missing, arguments
-        exclude one another, or `resume` belongs to another fit.
+      ValueError: shapes disagree, there is no pair, the anchor is missing or would be
+        ignored, arguments exclude one another, or `resume` belongs to another fit.
       TypeError: an argument is of another type.
 
     References:
       Bose et al., 2025 (https://arxiv.org/abs/2504.14439), algorithm 1.
+
+    Example:
+      >>> users = lore.data.planted(
+      ...     jax.random.key(0), num_users=20, pairs_per_user=8, num_features=4, rank=2
+      ... )
+      >>> recipe = lore.PublishedJoint(num_steps=5, prior=None)
+      >>> lore.fit(users.prefs, rank=2, key=jax.random.key(1), recipe=recipe)
+      Fitted(20 users, recipe=PublishedJoint, 5 steps,
+        model=RewardModel(D=4, K=2, temperature=100,
+          prior=Dirichlet(1)))
     """
     _checks.check_type(prefs, Preferences, "prefs")
-    config = TrainConfig() if config is None else config
-    if not isinstance(config, TrainConfig):
-        raise TypeError(f"config must be a TrainConfig, got {type(config)}")
-    _check_rank(rank, config, init, basis)
-    if anchor is not None and np.shape(anchor) != (prefs.num_features,):
-        raise ValueError(
-            f"anchor must be float[D] with D={prefs.num_features}, got shape "
-            f"{np.shape(anchor)}"
-        )
-    if anchor is not None:
-        _checks.check_finite(anchor, "anchor")
-    if anchor is None and (rank == 0 or config.alpha > 0):
-        raise ValueError("anchor is required at rank 0 and where config.alpha > 0")
+    recipe = Marginal() if recipe is None else recipe
+    if not isinstance(recipe, _RECIPES):
+        names = ", ".join(kind.__name__ for kind in _RECIPES)
+        raise TypeError(f"recipe must be one of {names}, got {recipe!r}")
+    _check_rank(rank, recipe, init)
+    _check_anchor(anchor, prefs, rank, recipe)
     if init is not None:
         _check_init(init, prefs, rank)
-    if prefs.num_pairs and prefs.weight is not None and not np.any(prefs.weight):
-        raise ValueError("prefs.weight is 0 for every pair: there is nothing to learn")
-    run = _make_run(
-        prefs, key, (rank, config, init, anchor), on_progress, every, resume
-    )
+    _check_weights(prefs)
+    settings = rank, recipe, init, anchor
+    if mesh is not None:
+        mesh = check_mesh(mesh)
+        _check_mesh_fit(prefs, rank, recipe)
+    bar = _make_bar(recipe) if progress and rank != 0 else None
+    run = _make_run(prefs, key, settings, on_progress, every, resume, bar)
     if rank == 0:
-        return _anchor_alone(prefs, anchor, config)
-    if not prefs.num_pairs:
-        raise ValueError("prefs holds no pair to learn from")
-    # `from_pairs` checks arrays, but not those that took their place since.
-    visit_rows(prefs.features, _check_block)
-    if basis is not None:
-        return _fit_frozen(prefs, basis, rank, key, config)
-    if config.method == "marginal":
-        ranks = config.ranks if rank == "auto" else (int(rank),)
-        return fit_marginal(prefs, ranks, key, config, init, run)
-    return _fit_reference(prefs, rank, key, config, init, anchor, run)
+        return _anchor_alone(prefs, anchor, recipe)
+    _check_data(prefs)
+    with contextlib.ExitStack() as stack:
+        if bar is not None:
+            stack.callback(bar.close)
+        if isinstance(recipe, Marginal):
+            ranks = recipe.search.ranks if rank == "auto" else (int(rank),)
+            return fit_marginal(prefs, ranks, key, recipe, init, run, mesh)
+        return _fit_published(prefs, rank, key, recipe, init, anchor, run)
 
 
-def _check_rank(rank, config: TrainConfig, init, basis) -> None:
+@public("adapt_users")
+def fit_prior(
+    basis: jax.Array,
+    prefs: Preferences,
+    *,
+    key: jax.Array,
+    temperature: float = 1.0,
+    search: PriorSearch | None = None,
+) -> Fitted:
+    """Learns the prior over users and their weights for a basis that is given.
+
+    Args:
+      basis: V, float[D, K], kept as it is; `eye(K)` where the features are scores of K
+        reward models.
+      prefs: N pairs of U users.
+      key: consumed.
+      temperature: T.
+      search: how the prior is chosen; default `PriorSearch()`.
+
+    Returns:
+      `Fitted`, with an empty training curve.
+
+    Raises:
+      ValueError: shapes disagree, there is no pair, or a number is not finite.
+      TypeError: an argument is of another type.
+
+    Example:
+      >>> users = lore.data.planted(
+      ...     jax.random.key(0), num_users=20, pairs_per_user=8, num_features=4, rank=2
+      ... )
+      >>> fitted = lore.fit_prior(users.basis, users.prefs, key=jax.random.key(1))
+      >>> fitted.weights.shape
+      (20, 2)
+    """
+    _checks.check_type(prefs, Preferences, "prefs")
+    search = PriorSearch() if search is None else search
+    if type(search) is not PriorSearch:
+        raise TypeError(f"search must be a PriorSearch, got {search!r}")
+    _checks.check_basis(basis, prefs.num_features)
+    _checks.check_positive(temperature, "temperature")
+    _check_weights(prefs)
+    _check_data(prefs)
+    basis = jnp.asarray(basis, jnp.result_type(float))
+    found = project_pairs(prefs.features, basis, pack(prefs))
+    _tables.check_projected(found.proj, prefs.features, temperature)
+    kinds: Any = dict(key=key, temperature=temperature, grids=search)
+    prior, selection = learn_prior(found, prefs, **kinds)
+    adapted = adapt_projected(found, prior, temperature)
+    empty = jnp.zeros(0, basis.dtype)
+    return Fitted(
+        model=RewardModel(basis, prior, float(temperature)),
+        weights=jnp.asarray(adapted.weights),
+        logits=jnp.asarray(adapted.logits),
+        history=History(empty, empty, empty, selection),
+        recipe=search,
+        ids=prefs.ids,
+    )
+
+
+def _check_mesh_fit(prefs: Preferences, rank, recipe: Recipe) -> None:
+    if isinstance(prefs.features, FeatureSource):
+        raise ValueError("mesh needs a table in memory, got a FeatureSource")
+    if not isinstance(recipe, Marginal) or rank == 0:
+        raise ValueError(
+            f"mesh trains Marginal() at rank 1 or more, got {type(recipe).__name__} at "
+            f"rank {rank!r}"
+        )
+
+
+def _make_bar(recipe: Recipe) -> Bar:
+    trainings = 1
+    if isinstance(recipe, Marginal):
+        both = 2 if recipe.search.holdout == "both" else 1
+        trainings = expected_trainings(both, recipe.num_starts)
+    return Bar(recipe.num_steps, trainings)
+
+
+def _check_rank(rank, recipe: Recipe, init) -> None:
     """`rank`, and what else can be given with it."""
     if rank == "auto":
-        fixed = [
-            name
-            for name, given in (
-                ("init", init is not None),
-                ("basis", basis is not None),
-                (f"method={config.method!r}", config.method != "marginal"),
-            )
-            if given
-        ]
-        if fixed:
-            raise ValueError(f"rank='auto' and {fixed[0]} exclude one another")
+        other = None
+        if init is not None:
+            other = "init"
+        elif not isinstance(recipe, Marginal):
+            other = f"recipe={type(recipe).__name__}"
+        if other is not None:
+            raise ValueError(f"rank='auto' and {other} exclude one another")
         return
     if isinstance(rank, bool) or not isinstance(rank, int | np.integer):
         raise TypeError(f"rank must be an integer or 'auto', got {rank!r}")
     if rank < 0:
         raise ValueError(f"rank must be at least 0, got {rank}")
-    if basis is not None and rank == 0:
-        raise ValueError("basis needs one column per direction; rank 0 is the anchor")
-    if basis is not None and (init is not None or config.method != "marginal"):
-        other = "init" if init is not None else f"method={config.method!r}"
+
+
+def _check_anchor(anchor, prefs: Preferences, rank, recipe: Recipe) -> None:
+    needed = rank == 0 or getattr(recipe, "alpha", 0) > 0
+    if anchor is None:
+        if needed:
+            raise ValueError("anchor is required at rank 0 and where recipe.alpha > 0")
+        return
+    if not needed:
         raise ValueError(
-            f"basis, which is kept as it is, and {other} exclude one another"
+            "anchor is used at rank 0 and by a published recipe with alpha > 0 only; "
+            f"got rank={rank!r} and {recipe!r}"
         )
+    if np.shape(anchor) != (prefs.num_features,):
+        raise ValueError(
+            f"anchor must be float[D] with D={prefs.num_features}, got shape "
+            f"{np.shape(anchor)}"
+        )
+    _checks.check_finite(anchor, "anchor")
+
+
+def _check_weights(prefs: Preferences) -> None:
+    weight = prefs.sample_weight
+    if prefs.num_pairs and weight is not None and not np.any(weight):
+        raise ValueError(
+            "prefs.sample_weight is 0 for every pair: there is nothing to learn"
+        )
+
+
+def _check_data(prefs: Preferences) -> None:
+    if not prefs.num_pairs:
+        raise ValueError("prefs holds no pair to learn from")
+    # `from_pairs` checks arrays, but not those that took their place since.
+    visit_rows(prefs.features, _check_block)
 
 
 def _check_block(first: int, block: np.ndarray) -> None:
@@ -140,7 +260,7 @@ def _check_block(first: int, block: np.ndarray) -> None:
     _checks.host_float_table(block, what)
 
 
-def _make_run(prefs, key, settings, on_progress, every, resume) -> Run:
+def _make_run(prefs, key, settings, on_progress, every, resume, bar) -> Run:
     if every is not None:
         if isinstance(every, bool) or not isinstance(every, int | np.integer):
             raise TypeError(f"every must be an integer, got {every!r}")
@@ -151,38 +271,14 @@ def _make_run(prefs, key, settings, on_progress, every, resume) -> Run:
                 "every is the number of steps between calls of on_progress"
             )
     if on_progress is None and resume is None:
-        return Run()
+        return Run(bar=bar)
     if resume is not None:
         _checks.check_type(resume, Progress, "resume")
-    rank, config, init, anchor = settings
+    rank, recipe, init, anchor = settings
     arrays = () if init is None else (init.basis, init.logits)
-    mark = fingerprint(prefs, key, rank, config, anchor, *arrays)
+    mark = fingerprint(prefs, key, rank, recipe, anchor, *arrays)
     every = None if every is None else int(every)
-    return Run(on_progress, every, resume, mark)
-
-
-def _fit_frozen(prefs: Preferences, basis, rank, key, config: TrainConfig) -> Fitted:
-    """V is given: the prior by EM and grouped validation, then the weights."""
-    _checks.check_basis(basis, prefs.num_features)
-    if np.shape(basis)[1] != rank:
-        raise ValueError(
-            f"basis must have K={rank} columns like rank, got shape {np.shape(basis)}"
-        )
-    basis = jnp.asarray(basis, jnp.result_type(float))
-    prior, selection = learn_prior(
-        basis, prefs, key=key, temperature=config.temperature, config=config
-    )
-    adapted = adapt(basis, prefs, prior=prior)
-    empty = jnp.zeros(0, basis.dtype)
-    return Fitted(
-        params=RewardParams(basis=basis, logits=jnp.asarray(adapted.logits)),
-        weights=jnp.asarray(adapted.weights),
-        prior=prior,
-        history=History(empty, empty, empty, selection),
-        temperature=config.temperature,
-        config=config,
-        ids=prefs.ids,
-    )
+    return Run(on_progress, every, resume, mark, bar)
 
 
 def _check_init(init, prefs: Preferences, rank) -> None:
@@ -198,29 +294,23 @@ def _check_init(init, prefs: Preferences, rank) -> None:
     _checks.check_finite(init.logits, "init.logits")
 
 
-def _anchor_alone(prefs: Preferences, anchor, config: TrainConfig) -> Fitted:
-    """Rank 0: the reference reward head, for everybody."""
+def _anchor_alone(prefs: Preferences, anchor, recipe: Recipe) -> Fitted:
+    """Rank 0: the base reward head, for everybody."""
     basis = jnp.asarray(anchor)[:, None]
     ones = jnp.ones((prefs.num_users, 1), basis.dtype)
     empty = jnp.zeros(0, basis.dtype)
+    prior = make_prior(jnp.ones((1, 1), basis.dtype), np.zeros(1), 0, np.inf)
     return Fitted(
-        params=RewardParams(basis=basis, logits=jnp.zeros_like(ones)),
+        model=RewardModel(basis, prior, recipe.temperature),
         weights=ones,
-        prior=Prior(
-            atoms=jnp.ones((1, 1), basis.dtype),
-            log_weights=jnp.zeros(1, basis.dtype),
-            concentration=jnp.asarray(np.inf, basis.dtype),
-            tempering=jnp.zeros((), basis.dtype),
-            temperature=config.temperature,
-        ),
+        logits=jnp.zeros_like(ones),
         history=History(empty, empty, empty),
-        temperature=config.temperature,
-        config=config,
+        recipe=recipe,
         ids=prefs.ids,
     )
 
 
-def _fit_reference(prefs, rank, key, config, init, anchor, run: Run) -> Fitted:
+def _fit_published(prefs, rank, key, recipe, init, anchor, run: Run) -> Fitted:
     """A published form, then its prior, V frozen, at its temperature."""
     key_init, key_prior = jax.random.split(key)
     if init is None:
@@ -234,34 +324,32 @@ def _fit_reference(prefs, rank, key, config, init, anchor, run: Run) -> Fitted:
         anchor = np.zeros(prefs.num_features)
     init = jax.tree.map(jnp.asarray, init)
     anchor = jnp.asarray(anchor, init.basis.dtype)
-    trainer = published.make_trainer(config)
+    bare_recipe = dataclasses.replace(recipe, prior=None)  # The steps know no prior.
+    trainer = published.make_trainer(bare_recipe)
     state, metrics, _ = run.train(
-        config.method,
+        type(recipe).__name__,
         trainer.init(init),
-        published.Problem(bare, anchor),
-        recipe=trainer.recipe,
-        num_steps=config.num_steps,
+        published.make_problem(bare, prefs.features, anchor),
+        steps=trainer.steps,
+        num_steps=recipe.num_steps,
         source=source,
     )
     params, unpruned, kept = state.params, None, None
-    if config.prune:
+    if getattr(recipe, "prune", False):
         unpruned = params
         kept, params = published.prune(params)
-    prior, selection = learn_prior(
-        params.basis,
-        prefs,
-        key=key_prior,
-        temperature=config.temperature,
-        config=config,
-    )
+    prior, selection = None, ()
+    if recipe.prior is not None:
+        found = project_pairs(prefs.features, params.basis, pack(prefs))
+        kinds: Any = dict(key=key_prior, temperature=recipe.temperature)
+        prior, selection = learn_prior(found, prefs, **kinds, grids=recipe.prior)
     return Fitted(
-        params=params,
-        weights=mixture_weights(params.logits),
-        prior=prior,
+        model=RewardModel(params.basis, prior, recipe.temperature),
+        weights=jax.nn.softmax(params.logits, axis=-1),
+        logits=params.logits,
         history=History(*metrics, selection),
         unpruned=unpruned,
         kept=kept,
-        temperature=config.temperature,
-        config=config,
+        recipe=recipe,
         ids=prefs.ids,
     )

@@ -1,16 +1,17 @@
 """Bradley–Terry losses and regularisers. Pure; jit-, vmap- and grad-safe."""
 
-import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax import _checks, _tables
+from lore_jax import _checks, _equations, _tables
 from lore_jax._entry import public
-from lore_jax.model import RewardParams, mixture_weights, project, stored_margins
+from lore_jax._posterior.table import log_likelihoods
+from lore_jax.model import RewardParams, checked_projection
 from lore_jax.preferences import Preferences
+from lore_jax.prior import Prior, check_prior, likelihood_power
 
 
 @public()
@@ -23,10 +24,12 @@ def pair_loss(margin: jax.Array, label: jax.Array | None = None) -> jax.Array:
 
     Returns:
       float, in the shape of `margin`.
+
+    Example:
+      >>> round(float(lore.losses.pair_loss(np.float32(0.0))), 4)
+      0.6931
     """
-    if label is None:
-        return jax.nn.softplus(-margin)
-    return label * jax.nn.softplus(-margin) + (1 - label) * jax.nn.softplus(margin)
+    return _equations.pair_loss(margin, label)
 
 
 @public()
@@ -36,34 +39,21 @@ def pair_coefficients(
     """What each pair counts in the loss: float[N], stored order.
 
     "pairs": weight_n / Σ weight, so that the loss is a mean over pairs. "users":
-    weight_n / Σ of that user's weights, so that it is a sum of per-user means.
+    weight_n / Σ of that user's weights, so that it is a sum of per-user means. The
+    weight is `prefs.sample_weight`.
+
+    Raises:
+      ValueError: `weighting` is neither.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 1], [1, 2], [0, 0])
+      >>> np.asarray(lore.losses.pair_coefficients(prefs)).tolist()
+      [0.5, 0.5]
     """
-    dtype = dtype or jnp.result_type(float)
-    size = prefs.chosen.shape[0]
-    if prefs.weight is None:
-        weight = jnp.ones(size, dtype)
-    else:
-        weight = jnp.asarray(prefs.weight).astype(dtype)
-    if weighting == "pairs":
-        total = jnp.sum(weight)
-        return weight / jnp.where(total > 0, total, 1)
-    if weighting != "users":
+    if weighting not in ("pairs", "users"):
         raise ValueError(f"weighting must be 'pairs' or 'users', got {weighting!r}")
-    return user_shares(weight, prefs.user, prefs.num_users)[0]
-
-
-@functools.partial(jax.jit, static_argnames="num_users")
-def user_shares(
-    weight: jax.Array, user: jax.Array, num_users: int
-) -> tuple[jax.Array, jax.Array]:
-    """Each pair's share of its user's weight, float[N], and that weight, float[U]."""
-    total = user_sums(weight, user, num_users)
-    return weight / jnp.where(total > 0, total, 1)[user], total
-
-
-def user_sums(values: jax.Array, user: jax.Array, num_users: int) -> jax.Array:
-    """Sum over each user's pairs of values float[N] in stored order: float[U]."""
-    return jax.ops.segment_sum(values, user, num_users, indices_are_sorted=True)
+    dtype = dtype or jnp.result_type(float)
+    return _equations.pair_coefficients(prefs, weighting, dtype)
 
 
 @public()
@@ -81,7 +71,7 @@ def bradley_terry_loss(
 
     Args:
       params: basis float[D, K] and logits float[U, K].
-      prefs: N pairs of U users, labels and weights used where present.
+      prefs: N pairs of U users, labels and sample weights used where present.
       temperature: T > 0.
       weighting: "pairs" or "users".
 
@@ -95,6 +85,12 @@ def bradley_terry_loss(
     References:
       Bose et al., 2025 (https://arxiv.org/abs/2504.14439), equation 3; Bradley and
       Terry, Rank Analysis of Incomplete Block Designs, 1952.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0], [2], [0])
+      >>> params = lore.RewardParams(basis=np.zeros((3, 2)), logits=np.zeros((1, 2)))
+      >>> round(float(lore.bradley_terry_loss(params, prefs)), 4)
+      0.6931
     """
     _checks.check_type(params, RewardParams, "params")
     _checks.check_type(prefs, Preferences, "prefs")
@@ -103,12 +99,65 @@ def bradley_terry_loss(
     _checks.check_weights(params.logits, *shape, "logits")
     _checks.check_finite(params.logits, "logits")
     _checks.check_positive(temperature, "temperature")
-    weights = mixture_weights(params.logits)
-    proj = project(prefs.features, params.basis)
-    _tables.check_projected(proj, prefs.features, temperature)
-    m = stored_margins(proj, weights, prefs) / temperature
-    coefficients = pair_coefficients(prefs, weighting, m.dtype)
-    return jnp.sum(coefficients * pair_loss(m, prefs.label))
+    if weighting not in ("pairs", "users"):
+        raise ValueError(f"weighting must be 'pairs' or 'users', got {weighting!r}")
+    weights = jax.nn.softmax(params.logits, axis=-1)
+    proj = checked_projection(prefs.features, params.basis, temperature)
+    z = _equations.pair_rewards(proj, prefs.chosen, prefs.rejected)
+    m = _equations.pair_margins(z, weights, prefs.user) / temperature
+    coefficients = _equations.pair_coefficients(prefs, weighting, m.dtype)
+    return jnp.sum(coefficients * _equations.pair_loss(m, prefs.label))
+
+
+@public()
+def marginal_loss(
+    z: jax.Array,
+    sample_weight: jax.Array,
+    prior: Prior,
+    *,
+    label: jax.Array | None = None,
+) -> jax.Array:
+    """Mean over users of −log likelihood, their weights integrated out under a prior.
+
+        −(1/U) Σ_u log Σ_a π_a (Π_n σ(z_un · a))^η_u,   η_u = n_u^−γ
+
+    What `fit` trains V on, as a function of arrays: no user has parameters. It is
+    differentiable in z, and through z = (x_chosen − x_rejected) · V / T in V and in a
+    backbone, and in the prior. All pairs of a user that one call sees count as all that
+    the user has said; U counts the users that have a pair.
+
+    Args:
+      z: float[U, P, K], reward differences of each pair, divided by T.
+      sample_weight: float[U, P], weight of each pair; 0 is padding.
+      prior: over users, for example `lore.uniform_prior(K)`.
+      label: float[U, P], P(first is preferred); None means 1.
+
+    Returns:
+      float[].
+
+    Raises:
+      ValueError: shapes disagree, or a concrete number is not finite.
+      TypeError: `prior` is something else.
+
+    Example:
+      >>> prior = lore.uniform_prior(2)
+      >>> loss = lore.losses.marginal_loss(np.zeros((4, 3, 2)), np.ones((4, 3)), prior)
+      >>> round(float(loss), 3)  # 3 log 2
+      2.079
+    """
+    _tables.check_pairs(z, sample_weight, label)
+    check_prior(prior, np.shape(z)[2])
+    dtype = jnp.result_type(z, jnp.float32)
+    z, weight = jnp.asarray(z, dtype), jnp.asarray(sample_weight, dtype)
+    label = None if label is None else jnp.asarray(label, dtype)
+    table = log_likelihoods(z, weight, label, prior.atoms)
+    total = jnp.sum(weight, axis=1)
+    table = likelihood_power(total, prior.tempering)[:, None] * table
+    log_prior = jax.nn.log_softmax(prior.log_weights)
+    evidence = jax.nn.logsumexp(table + log_prior[None], axis=1)
+    said = total > 0
+    total_evidence = jnp.sum(jnp.where(said, evidence, 0))
+    return -total_evidence / jnp.maximum(jnp.sum(said), 1)
 
 
 @public()
@@ -117,12 +166,13 @@ def cosine_anchor(basis: jax.Array, anchor: jax.Array) -> jax.Array:
 
     Raises:
       ValueError: `anchor` is not float[D].
+
+    Example:
+      >>> float(lore.losses.cosine_anchor(np.eye(3, 2), np.eye(3)[0]))
+      0.5
     """
     _check_anchor(basis, anchor)
-    norms = jnp.linalg.norm(basis, axis=0) * jnp.linalg.norm(anchor)
-    return jnp.mean(
-        1 - anchor @ basis / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
-    )
+    return _equations.cosine_anchor(basis, anchor)
 
 
 @public()
@@ -131,14 +181,23 @@ def l2_anchor(basis: jax.Array, anchor: jax.Array) -> jax.Array:
 
     Raises:
       ValueError: `anchor` is not float[D].
+
+    Example:
+      >>> float(lore.losses.l2_anchor(np.eye(3, 2), np.eye(3)[0]))
+      2.0
     """
     _check_anchor(basis, anchor)
-    return jnp.sum((basis - anchor[:, None]) ** 2)
+    return _equations.l2_anchor(basis, anchor)
 
 
 @public()
 def ridge(basis: jax.Array) -> jax.Array:
-    """Σ_dk V_dk², float[]."""
+    """Σ_dk V_dk², float[].
+
+    Example:
+      >>> float(lore.losses.ridge(np.eye(3, 2)))
+      2.0
+    """
     _checks.check_basis(basis)
     return jnp.sum(basis**2)
 

@@ -1,9 +1,5 @@
-"""The reward r_u(x) = x · V · softmax(w_u) / T, and the two products that cost.
+"""The reward model r_u(x) = x · V · p_u / T, and the scores that follow from it."""
 
-`project` and its transpose are the only operations that touch the feature table.
-"""
-
-import functools
 from typing import Any
 
 import jax
@@ -11,16 +7,78 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
-from lore_jax import _checks, _ids, _tables
-from lore_jax._backend import sized
+from lore_jax import _checks, _equations, _ids, _tables
+from lore_jax._backend import EXACT
 from lore_jax._entry import public
 from lore_jax.preferences import FeatureSource, Preferences
+from lore_jax.prior import Prior, check_prior, say, uniform_prior
 
-_EXACT = lax.Precision.HIGHEST
 
-_COLUMNS = 8, 16  # a product with 5 to 7 or 9 to 15 takes up to half as long again
+class RewardModel(struct.PyTreeNode):
+    """What all users share: the basis, the prior over users, and the temperature.
+
+    User u with mixture weights p_u on the simplex has the reward
+
+        r_u(x) = x · V · p_u / T.
+
+    Attributes:
+      basis: V, float[D, K], on raw features.
+      prior: what is believed of a new user; None is Dirichlet(1).
+      temperature: T > 0.
+
+    Example:
+      >>> model = lore.RewardModel(np.eye(3, 2, dtype=np.float32), temperature=2.0)
+      >>> model.num_features, model.rank
+      (3, 2)
+    """
+
+    basis: Any
+    prior: Prior | None = None
+    temperature: float = struct.field(pytree_node=False, default=1.0)
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+        return self.basis.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """K."""
+        return self.basis.shape[1]
+
+    def __repr__(self) -> str:
+        """Sizes, T and the prior."""
+        prior = "Dirichlet(1)" if self.prior is None else repr(self.prior)
+        return (
+            f"RewardModel(D={np.shape(self.basis)[0]}, K={np.shape(self.basis)[-1]}, "
+            f"temperature={say(self.temperature)},\n  prior="
+            + prior.replace("\n", "\n  ")
+            + ")"
+        )
+
+
+def check_model(model: Any, num_features: int | None = None) -> None:
+    """Raises unless `model` is a `RewardModel` whose parts fit together.
+
+    Raises:
+      TypeError: it is something else.
+      ValueError: a shape or a number is wrong, or D disagrees with the features.
+    """
+    if not isinstance(model, RewardModel):
+        hint = "fitted.model" if hasattr(model, "model") else "RewardModel(basis)"
+        raise TypeError(f"model must be a RewardModel, got {type(model)}: pass {hint}")
+    _checks.check_basis(model.basis, num_features, "model.basis")
+    _checks.check_positive(model.temperature, "model.temperature")
+    if model.prior is not None:
+        check_prior(model.prior, np.shape(model.basis)[1])
+
+
+def prior_of(model: RewardModel) -> Prior:
+    """The model's prior; Dirichlet(1) where it has none."""
+    if model.prior is not None:
+        return model.prior
+    return uniform_prior(np.shape(model.basis)[1])
 
 
 class RewardParams(struct.PyTreeNode):
@@ -29,6 +87,11 @@ class RewardParams(struct.PyTreeNode):
     Attributes:
       basis: V, float[D, K], shared by every user.
       logits: w, float[U, K], one unconstrained row per user.
+
+    Example:
+      >>> params = lore.RewardParams(basis=np.zeros((3, 2)), logits=np.zeros((1, 2)))
+      >>> params.weights.tolist()
+      [[0.5, 0.5]]
     """
 
     basis: jax.Array
@@ -36,7 +99,7 @@ class RewardParams(struct.PyTreeNode):
 
     @property
     def weights(self) -> jax.Array:
-        """float[U, K], softmax(logits): what `adapt`, `score`, `accuracy` take."""
+        """float[U, K], softmax(logits): what `score` and `accuracy` take."""
         return jax.nn.softmax(self.logits, axis=-1)
 
 
@@ -58,6 +121,13 @@ def init_params(
 
     Raises:
       ValueError: a size is below 1.
+
+    Example:
+      >>> params = lore.init_params(
+      ...     jax.random.key(0), num_users=4, num_features=3, rank=2
+      ... )
+      >>> params.basis.shape, params.logits.shape
+      ((3, 2), (4, 2))
     """
     sizes = {"num_users": num_users, "num_features": num_features, "rank": rank}
     for name, size in sizes.items():
@@ -72,7 +142,12 @@ def init_params(
 
 @public()
 def mixture_weights(logits: jax.Array) -> jax.Array:
-    """P = softmax(w) over the last axis: float[..., K] on the simplex."""
+    """Mixture weights p = softmax(w) over the last axis: float[..., K] on the simplex.
+
+    Example:
+      >>> np.asarray(lore.mixture_weights(np.zeros(4))).tolist()
+      [0.25, 0.25, 0.25, 0.25]
+    """
     return jax.nn.softmax(logits, axis=-1)
 
 
@@ -95,57 +170,27 @@ def project(features, basis: jax.Array) -> Any:
       ValueError: D disagrees, or `basis`, `features` or their product is not finite;
         the message names the row.
       TypeError: `basis` or `features` holds no real numbers.
+
+    Example:
+      >>> np.asarray(lore.project(np.ones((1, 3)), np.eye(3, 2))).tolist()
+      [[1.0, 1.0]]
     """
     _checks.check_basis(basis, _tables.num_columns(features))
+    return checked_projection(features, basis)
+
+
+def checked_projection(features, basis, temperature: float = 1.0) -> Any:
+    """`project` for a basis that was checked; the product is checked at T."""
+    _tables.num_columns(features)  # Raises for another dtype.
     if isinstance(features, FeatureSource):
-        blocks = [
-            np.asarray(_projected(block, basis)) for block in _tables.blocks(features)
-        ]
-        proj = np.concatenate(blocks)
+        blocks = _tables.blocks(features)
+        proj = np.concatenate(
+            [np.asarray(_equations.product(block, basis)) for block in blocks]
+        )
     else:
-        proj = _projected(features, basis)
-    _tables.check_projected(proj, features)
+        proj = _equations.product(features, basis)
+    _tables.check_projected(proj, features, temperature)
     return proj
-
-
-def _projected(features, basis):
-    features, basis = jnp.asarray(features), jnp.asarray(basis)
-    dtype = jnp.promote_types(features.dtype, basis.dtype)
-    return _product(features.astype(dtype), basis.astype(dtype))
-
-
-@jax.custom_jvp
-def _product(features, basis):
-    """Features · V; on a CPU with as many columns as its matrix product is made for."""
-    rank = basis.shape[1]
-    wide = next((n for n in sized(_COLUMNS, ()) if n // 2 < rank <= n), rank)
-    return _plain(features, jnp.pad(basis, ((0, 0), (0, wide - rank))))[..., :rank]
-
-
-def _plain(features, basis):
-    # XLA would merge the transpose into its gradient featuresᵀ · G and, on CPU, run
-    # that ten times slower; behind the barrier the gradient is (Gᵀ · features)ᵀ.
-    transposed = lax.optimization_barrier(basis.T)
-    return jnp.matmul(features, transposed.T, precision=_EXACT)
-
-
-def _product_rule(primals, tangents):
-    # By `_plain`: more columns would only slow the transpose down.
-    (features, basis), (dfeatures, dbasis) = primals, tangents
-    moves = [
-        _plain(*factors)
-        for factors in ((dfeatures, basis), (features, dbasis))
-        if not any(isinstance(x, SymbolicZero) for x in factors)
-    ]
-    return _product(*primals), functools.reduce(jnp.add, moves)
-
-
-_product.defjvp(_product_rule, symbolic_zeros=True)
-
-
-def mix(proj: jax.Array, weights: jax.Array, temperature: float = 1.0) -> jax.Array:
-    """Σ_k proj[..., k] · weights[..., k] / T, broadcasting leading axes."""
-    return jnp.einsum("...k,...k->...", proj, weights, precision=_EXACT) / temperature
 
 
 @public()
@@ -169,10 +214,15 @@ def reward(
     References:
       Bose et al., LoRe: Personalizing LLMs via Low-Rank Reward Modeling, 2025
       (https://arxiv.org/abs/2504.14439), section 3.
+
+    Example:
+      >>> float(lore.reward(np.ones(3), np.eye(3, 2), np.zeros(2)))
+      1.0
     """
     _checks.check_same_trailing(basis, logits, x)
     _checks.check_positive(temperature, "temperature")
-    return mix(project(x, basis), mixture_weights(logits), temperature)
+    weights = jax.nn.softmax(logits, axis=-1)
+    return _equations.mix(checked_projection(x, basis), weights, temperature)
 
 
 @public()
@@ -184,80 +234,72 @@ def reward_from_weights(
     Raises:
       ValueError: shapes disagree, T is not positive, or a row of `weights` is not on
         the simplex (logits passed by mistake).
+
+    Example:
+      >>> weights = np.array([0.5, 0.5])
+      >>> float(lore.reward_from_weights(np.ones(3), np.eye(3, 2), weights))
+      1.0
     """
     _checks.check_same_trailing(basis, weights, x, "weights")
     _checks.check_positive(temperature, "temperature")
     _checks.check_simplex(weights)
-    return mix(project(x, basis), weights, temperature)
-
-
-def pair_rewards(proj, prefs: Preferences):
-    """z[n] = proj[chosen[n]] − proj[rejected[n]], float[N, K], in stored order."""
-    z = proj[prefs.chosen]
-    return z if prefs.rejected is None else z - proj[prefs.rejected]
+    return _equations.mix(checked_projection(x, basis), weights, temperature)
 
 
 @public()
 def margins(
-    basis: jax.Array,
-    weights: jax.Array,
-    prefs: Preferences,
-    temperature: float = 1.0,
+    model: RewardModel, weights: Any, prefs: Preferences, *, user_ids: Any = None
 ) -> jax.Array:
     """Margins m_n = z_n · p_user[n] / T of every pair, in the caller's order.
 
     Args:
-      basis: V, float[D, K].
-      weights: p, float[U, K] on the simplex, row u for user u of `prefs`; or what
-        `adapt` or `fit` returned, whose users are matched by name where they have
-        names.
+      model: the reward model.
+      weights: what `adapt` or `fit` returned, whose users are matched by name where
+        they have names; or float[U, K] on the simplex, row u for user u of `prefs`.
       prefs: N pairs of U users.
-      temperature: T > 0.
+      user_ids: names of the rows of `weights` where those are a plain array and
+        `prefs` names its users.
 
     Returns:
       float[N]; positive where the chosen response gets the higher reward.
 
     Raises:
-      ValueError: shapes disagree or weights are not on the simplex.
+      ValueError: shapes disagree, weights are not on the simplex, or only one of
+        `weights` and `prefs` names its users.
+      TypeError: `model` or `prefs` is something else.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0], [1], [0])
+      >>> model = lore.RewardModel(np.eye(3, 2))
+      >>> np.asarray(lore.margins(model, np.array([[0.9, 0.1]]), prefs)).round(2)
+      array([0.8], dtype=float32)
     """
-    stored = checked_margins(basis, weights, prefs, temperature)
-    return jnp.zeros_like(stored).at[prefs.order].set(stored)
+    stored = stored_margins(model, weights, prefs, user_ids)
+    found = jnp.zeros_like(stored).at[prefs.order].set(stored)
+    return _checks.where(prefs.features, found)
 
 
-def checked_margins(
-    basis: jax.Array,
-    weights: jax.Array,
-    prefs: Preferences,
-    temperature: float = 1.0,
-) -> jax.Array:
+def stored_margins(model, weights, prefs: Preferences, user_ids=None) -> jax.Array:
     """`margins` in stored order; it raises what they raise."""
     _checks.check_type(prefs, Preferences, "prefs")
-    weights = _ids.match_weights(weights, prefs.ids and prefs.ids.users)
-    _check_users(basis, weights, prefs)
-    _checks.check_positive(temperature, "temperature")
-    proj = project(prefs.features, basis)
-    _tables.check_projected(proj, prefs.features, temperature)
-    return stored_margins(proj, weights, prefs) / temperature
-
-
-def stored_margins(proj, weights: jax.Array, prefs: Preferences) -> jax.Array:
-    """Margins at T = 1 from projected features, in stored order: float[N]."""
-    z = pair_rewards(proj, prefs)
-    return _mix_of(z, weights, prefs.user)
-
-
-@jax.jit
-def _mix_of(z, weights, user):
-    return mix(z, weights[user])
+    check_model(model, prefs.num_features)
+    names = None if prefs.ids is None else prefs.ids.users
+    weights = _ids.match_weights(weights, names, user_ids)
+    _checks.check_weights(weights, prefs.num_users, model.rank)
+    _checks.check_simplex(weights)
+    temperature = model.temperature
+    proj = checked_projection(prefs.features, model.basis, temperature)
+    z = _equations.pair_rewards(proj, prefs.chosen, prefs.rejected)
+    return _equations.pair_margins(z, weights, prefs.user) / temperature
 
 
 @public()
-def score(basis: jax.Array, weights: jax.Array, features) -> jax.Array:
-    """Rewards of every response for every user, at T = 1.
+def score(model: RewardModel, weights: Any, features) -> jax.Array:
+    """Rewards of every response for every user.
 
     Args:
-      basis: V, float[D, K].
-      weights: float[U, K] on the simplex, or what `adapt` or `fit` returned.
+      model: the reward model.
+      weights: what `adapt` or `fit` returned, or float[U, K] on the simplex.
       features: float[M, D] or a `FeatureSource`.
 
     Returns:
@@ -266,20 +308,27 @@ def score(basis: jax.Array, weights: jax.Array, features) -> jax.Array:
 
     Raises:
       ValueError: shapes disagree or weights are not on the simplex.
+      TypeError: `model` is something else.
+
+    Example:
+      >>> model = lore.RewardModel(np.eye(3, 2))
+      >>> lore.score(model, np.array([[0.9, 0.1]]), np.eye(3)).shape
+      (1, 3)
     """
-    weights, _ = _check_matrix(basis, weights)
+    weights, _ = checked_matrix(model, weights)
     _tables.num_rows(features)
-    proj = jnp.asarray(project(features, basis))
-    return jnp.matmul(jnp.asarray(weights), proj.T, precision=_EXACT)
+    proj = direction_rewards(model, features)
+    scores = jnp.matmul(jnp.asarray(weights), proj.T, precision=EXACT)
+    return _checks.where(features, scores)
 
 
 @public()
-def score_rows(basis: jax.Array, weights: jax.Array, features, user, rows) -> jax.Array:
+def score_rows(model: RewardModel, weights: Any, features, user, rows) -> jax.Array:
     """Rewards of chosen (user, response rows) combinations, without U×M.
 
     Args:
-      basis: V, float[D, K].
-      weights: float[U, K] on the simplex, or what `adapt` or `fit` returned.
+      model: the reward model.
+      weights: what `adapt` or `fit` returned, or float[U, K] on the simplex.
       features: float[M, D] or a `FeatureSource`.
       user: int[Q] rows of `weights`, or names where `weights` has names.
       rows: int[Q] or int[Q, C], rows of `features`.
@@ -290,9 +339,20 @@ def score_rows(basis: jax.Array, weights: jax.Array, features, user, rows) -> ja
     Raises:
       ValueError: shapes disagree, an index is out of range, or a name is unknown.
         Traced indices are not checked: they are clipped.
-      TypeError: `user` or `rows` holds something else.
+      TypeError: `model`, `user` or `rows` is something else.
+
+    Example:
+      >>> model = lore.RewardModel(np.eye(3, 2))
+      >>> weights = np.array([[0.9, 0.1]])
+      >>> lore.score_rows(model, weights, np.eye(3), [0, 0], [2, 0]).shape
+      (2,)
     """
-    weights, names = _check_matrix(basis, weights)
+    weights, names = checked_matrix(model, weights)
+    scores = _score_rows(model, weights, names, features, user, rows)
+    return _checks.where(features, scores)
+
+
+def _score_rows(model, weights, names, features, user, rows):
     user = _ids.queried(user, names, np.shape(weights)[0])
     rows = rows if _checks.is_traced(rows) else _checks.host_array(rows, "rows")
     if rows.ndim not in (1, 2) or rows.shape[0] != len(user):
@@ -301,21 +361,21 @@ def score_rows(basis: jax.Array, weights: jax.Array, features, user, rows) -> ja
             f"shape {rows.shape}"
         )
     flat = _ids.row_numbers(rows.ravel(), _tables.num_rows(features))
-    proj = jnp.asarray(project(features, basis))
+    proj = direction_rewards(model, features)
     proj = jnp.take(proj, flat.reshape(rows.shape), axis=0, mode="clip")
     mine = jnp.take(jnp.asarray(weights), user, axis=0, mode="clip")
-    return mix(proj, mine if rows.ndim == 1 else mine[:, None])
+    return _equations.mix(proj, mine if rows.ndim == 1 else mine[:, None])
 
 
 @public()
 def top_k(
-    basis: jax.Array, weights: jax.Array, features, user, k: int, rows=None
+    model: RewardModel, weights: Any, features, *, user, k: int, rows=None
 ) -> tuple[jax.Array, jax.Array]:
     """The k best responses for each query, best first.
 
     Args:
-      basis: V, float[D, K].
-      weights: float[U, K] on the simplex, or what `adapt` or `fit` returned.
+      model: the reward model.
+      weights: what `adapt` or `fit` returned, or float[U, K] on the simplex.
       features: float[M, D] or a `FeatureSource`.
       user: int[Q] rows of `weights`, whose ranking each query asks for, or names
         where `weights` has names.
@@ -328,7 +388,14 @@ def top_k(
 
     Raises:
       ValueError: shapes disagree, an index or k is out of range, or a name is unknown.
-      TypeError: k is no integer, or `user` or `rows` holds something else.
+      TypeError: k is no integer, or `model`, `user` or `rows` is something else.
+
+    Example:
+      >>> model = lore.RewardModel(np.eye(3, 2))
+      >>> weights = np.array([[0.9, 0.1]])
+      >>> scores, rows = lore.top_k(model, weights, np.eye(3), user=[0], k=2)
+      >>> np.asarray(rows).tolist()
+      [[0, 1]]
     """
     if rows is not None and np.ndim(rows) != 2:
         raise ValueError(f"rows must be int[Q, C], got shape {np.shape(rows)}")
@@ -337,32 +404,34 @@ def top_k(
         raise TypeError(f"k must be an integer, got {k!r}")
     if not 1 <= k <= candidates:
         raise ValueError(f"k must be in 1 … {candidates} candidates, got {k}")
+    weights, names = checked_matrix(model, weights)
     if rows is not None:
-        scores = score_rows(basis, weights, features, user, rows)
+        scores = _score_rows(model, weights, names, features, user, rows)
         best, place = lax.top_k(scores, k)
-        return best, jnp.take_along_axis(jnp.asarray(rows), place, axis=1)
-    weights, names = _check_matrix(basis, weights)
+        taken = jnp.take_along_axis(jnp.asarray(rows), place, axis=1)
+        return _checks.where(features, (best, taken))
     user = _ids.queried(user, names, np.shape(weights)[0])
-    proj = jnp.asarray(project(features, basis))
+    proj = direction_rewards(model, features)
 
     def one(p):
-        return lax.top_k(jnp.matmul(proj, p, precision=_EXACT), k)
+        return lax.top_k(jnp.matmul(proj, p, precision=EXACT), k)
 
     mine = jnp.take(jnp.asarray(weights), user, axis=0, mode="clip")
-    return lax.map(one, mine, batch_size=256)
+    return _checks.where(features, tuple(lax.map(one, mine, batch_size=256)))
 
 
-def _check_matrix(basis, weights):
+def direction_rewards(model: RewardModel, features) -> jax.Array:
+    """Features · V / T, float[..., K]."""
+    _checks.check_basis(model.basis, _tables.num_columns(features), "model.basis")
+    proj = checked_projection(features, model.basis, model.temperature)
+    return jnp.asarray(proj) / model.temperature
+
+
+def checked_matrix(model, weights):
     """(weights float[U, K], names of the users or None)."""
-    _checks.check_basis(basis)
+    check_model(model)
     weights, names, _ = _ids.of_weights(weights)
     num_users = np.shape(weights)[0] if np.ndim(weights) else 0
-    _checks.check_weights(weights, num_users, np.shape(basis)[1])
+    _checks.check_weights(weights, num_users, model.rank)
     _checks.check_simplex(weights)
     return weights, names
-
-
-def _check_users(basis, weights, prefs: Preferences) -> None:
-    _checks.check_basis(basis, prefs.num_features)
-    _checks.check_weights(weights, prefs.num_users, np.shape(basis)[1])
-    _checks.check_simplex(weights)

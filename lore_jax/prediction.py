@@ -1,63 +1,36 @@
-"""What is known of a user beyond one weight vector: spread, and predictions with it.
-
-How much of the posterior's covariance (`mixture`) predictions should integrate over is
-learned on grouped validation (`selection`): where the basis was shrunk to suit
-plugged-in weights, averaging on top of that would be under-confident.
-"""
+"""What is known of a user beyond one weight vector: the posterior, and predictions."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lore_jax import _checks, _ids
+from lore_jax import _checks, _equations, _ids
 from lore_jax._entry import public
-from lore_jax._pairs.blocks import checked_floor
-from lore_jax._pairs.pack import chunk_reader, chunks
-from lore_jax._posterior.moments import Mixture, deviation, margin_moments, mixture_of
-from lore_jax.adaptation import adapt
-from lore_jax.evaluation import user_means
-from lore_jax.losses import pair_loss
-from lore_jax.model import pair_rewards
-from lore_jax.preferences import Preferences, take_shots, take_users
-from lore_jax.prior import Prior, check_prior, uniform_prior
-
-SHOTS = (1, 3, 10, None)  # pairs that users of a validation show, None for all
+from lore_jax._pairs.pack import Pairs, batch_shapes, pack
+from lore_jax._pairs.projected import Projected, checked_pairs, project_pairs
+from lore_jax._posterior.moments import (
+    PosteriorMoments,
+    margin_moments,
+    moments_of,
+    standard_deviation,
+)
+from lore_jax.adaptation import adapt_projected
+from lore_jax.model import RewardModel, check_model, prior_of
+from lore_jax.preferences import Preferences
+from lore_jax.prior import Prior
+from lore_jax.results import Posterior
 
 _BLOCKS = (8192, 512)  # pairs of one program
 
 
-class Posterior(NamedTuple):
-    """Weights of users and how sure of them their pairs make us.
-
-    Attributes:
-      weights: p, float[U, K] on the simplex, what `adapt` returns: the mean of the
-        density in `posterior`.
-      mean: p̄, float[U, K], tempered posterior mean over the prior's atoms, from which
-        `weights` are refined.
-      deviation: float[U, K], posterior standard deviation of each weight, at most 1/2.
-      covariance: Σ, float[U, K, K], or None where it was not asked for.
-      user_ids: str[U] or None.
-    """
-
-    weights: Any
-    mean: Any
-    deviation: Any
-    covariance: Any = None
-    user_ids: Any = None
-
-
 @public("adapt_users")
 def posterior(
-    basis: jax.Array,
-    prefs: Preferences,
-    prior: Prior | None = None,
-    *,
-    covariance: bool = False,
+    model: RewardModel, prefs: Preferences, *, covariance: bool = False
 ) -> Posterior:
     """Posterior of every user's weights against a frozen basis.
 
@@ -71,16 +44,15 @@ def posterior(
     curvature of the pairs at p, and h² = min(1, 4 (Σ_a q_a²)^(2 / (K − 1))), or 0 at
     κ = ∞, where the density is the posterior over the atoms alone.
 
-    A 90 % interval of a weight is p_k ± 1.645 `deviation`, of a margin
+    A 90 % interval of a weight is p_k ± 1.645 `std`, of a margin
     z · p ± 1.645 √(zᵀ Σ z). Pairs count as independent and in full: the tempering γ of
     the prior moves p and does not widen Σ.
 
-    `adapt(..., spread=True)` returns the weights and their deviation in one pass.
+    `adapt(..., return_std=True)` returns the weights and their deviation in one pass.
 
     Args:
-      basis: V, float[D, K].
+      model: the reward model.
       prefs: pairs of U users.
-      prior: what `fit` learned; None is Dirichlet(1).
       covariance: also return float[U, K, K].
 
     Returns:
@@ -88,44 +60,49 @@ def posterior(
 
     Raises:
       ValueError: shapes disagree.
-      TypeError: `prior` is something else.
+      TypeError: an argument is something else.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0], [1, 2], [0, 0])
+      >>> found = lore.posterior(lore.RewardModel(np.eye(3, 2)), prefs)
+      >>> found.std.shape
+      (1, 2)
     """
-    _checks.check_basis(basis, prefs.num_features)
-    rank = np.shape(basis)[1]
+    found = checked_pairs(model, prefs)
     out: Any = None
-    for users, mixture, _ in _mixtures(basis, prefs, prior):
-        total = np.asarray(mixture.covariance)
+    for users, moments in iterate_moments(found, prior_of(model), model.temperature):
+        total = np.asarray(moments.covariance)
         if out is None:
+            rank = found.rank
             shapes = ((rank,), (rank,), (rank,), (rank, rank))[: 3 + covariance]
             out = [np.empty((prefs.num_users, *s), total.dtype) for s in shapes]
-        parts = (mixture.weights, mixture.mean, deviation(mixture), total)
+        parts = (moments.weights, moments.mean, standard_deviation(moments), total)
         for target, part in zip(out, parts):
             target[users] = np.asarray(part)[: len(users)]
-    fields = dict(zip(Posterior._fields, out))
+    fields = dict(zip(Posterior._fields, _checks.where(prefs.features, out)))
     return Posterior(**fields, user_ids=_names(prefs))
 
 
 @public("adapt_users and reward_from_weights")
 def predict_proba(
-    basis: jax.Array,
+    model: RewardModel,
     prefs: Preferences,
-    prior: Prior | None,
     new_pairs: Preferences,
     *,
-    spread: float | None = None,
+    variance_scale: float | None = None,
 ) -> np.ndarray:
     """P(chosen is preferred) of new pairs, integrated over the posterior.
 
         P_n = σ(s z_n · p / √(1 + π/8 · ρ z_nᵀ Σ z_n))
 
     Args:
-      basis: V, float[D, K].
+      model: the reward model.
       prefs: what the users have already said.
-      prior: what `fit` learned; None is Dirichlet(1).
       new_pairs: N pairs of the same users, matched by name where they have names;
-        `chosen` says which side the probability is of.
-      spread: ρ ≥ 0; 0 takes the weights for certain. None is the prior's own, which
-        `fit` learned, like the factor s.
+        `chosen` says which side the probability is of. A table that both share is read
+        once.
+      variance_scale: ρ ≥ 0; 0 takes the weights for certain. None is the prior's own,
+        which `fit` learned, like the factor s.
 
     Returns:
       float[N], in the caller's order of `new_pairs`.
@@ -133,144 +110,208 @@ def predict_proba(
     Raises:
       ValueError: shapes disagree, ρ is negative, or a user of `new_pairs` is not in
         `prefs`.
-      TypeError: `prior` is something else.
+      TypeError: an argument is something else.
 
     References:
       MacKay, The evidence framework applied to classification networks, 1992.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0], [1, 2], [0, 0])
+      >>> model = lore.RewardModel(np.eye(3, 2))
+      >>> lore.predict_proba(model, prefs, prefs).shape
+      (2,)
     """
-    known = _known(prior, basis)
-    spread = float(known.spread) if spread is None else spread
-    _checks.host_floats([spread], 1, "spread", 0.0, np.inf)
-    moments = map_pairs(margin_moments, basis, prefs, prior, new_pairs)
-    scale = float(known.margin_scale)
-    return np.asarray(jax.nn.sigmoid(_squeezed(moments, spread, scale)))
+    found, new, place = checked_both(model, prefs, new_pairs)
+    prior = prior_of(model)
+    rho = float(prior.variance_scale) if variance_scale is None else variance_scale
+    _checks.host_floats([rho], 1, "variance_scale", 0.0, np.inf)
+    moments = map_pairs(margin_moments, found, new, place, prior, model.temperature)
+    # By NumPy: a compiled program would serve one number of pairs alone.
+    scaled = scaled_margins(moments, rho, float(prior.margin_scale), np)
+    chance = np.exp(-np.logaddexp(0, -scaled))
+    chance = in_callers_order(chance.astype(moments.dtype), new_pairs)
+    return _checks.where(new_pairs.features, chance)
 
 
 @public("adapt_users")
-def spread_losses(
-    basis: jax.Array,
-    training: Preferences,
-    heldout: Preferences,
+def warm_up(model: RewardModel, *, num_users: int = 1, num_pairs: int = 40) -> None:
+    """Compiles what requests of at most this size need, before the first of them.
+
+    `adapt`, with and without `return_std`, and `predict_proba` of float32 NumPy
+    features, without labels and sample weights, compile nothing afterwards.
+    `jax.config.update("jax_compilation_cache_dir", path)` keeps programs for the next
+    process.
+
+    Args:
+      model: the reward model.
+      num_users: most users of a request.
+      num_pairs: most pairs of a user.
+
+    Raises:
+      ValueError: a number is below 1.
+      TypeError: `model` is something else.
+
+    Example:
+      >>> model = lore.RewardModel(np.eye(3, 2, dtype=np.float32))
+      >>> lore.warm_up(model, num_users=10, num_pairs=5)
+    """
+    check_model(model)
+    _checks.check_count(num_users, "num_users")
+    _checks.check_count(num_pairs, "num_pairs")
+    table = np.zeros((2, model.num_features), np.float32)
+    prior, temperature = prior_of(model), model.temperature
+    for users, length in batch_shapes(num_users, num_pairs):
+        user = np.repeat(np.arange(users, dtype=np.int32), length)
+        pairs = Pairs(
+            chosen=np.zeros(len(user), np.int32),
+            rejected=np.ones(len(user), np.int32),
+            user=user,
+            sample_weight=None,
+            label=None,
+            offsets=np.arange(users + 1, dtype=np.int32) * length,
+        )
+        found = project_pairs(table, model.basis, pairs)
+        adapt_projected(found, prior, temperature, return_std=True)
+        place = np.arange(users)
+        for count in _BLOCKS:  # A block of each size.
+            some = pairs._replace(
+                chosen=np.zeros(count, np.int32),
+                rejected=np.ones(count, np.int32),
+                user=np.zeros(count, np.int32),
+                offsets=np.where(np.arange(users + 1) > 0, count, 0).astype(np.int32),
+            )
+            new = found._replace(pairs=some)
+            map_pairs(margin_moments, found, new, place, prior, temperature)
+
+
+def in_callers_order(values: np.ndarray, prefs: Preferences) -> np.ndarray:
+    """[N, ...] in stored order, as the caller passed the pairs."""
+    out = np.empty_like(values)
+    out[np.asarray(prefs.order)] = values
+    return out
+
+
+def checked_both(
+    model: RewardModel, prefs: Preferences, new_pairs: Preferences
+) -> tuple[Projected, Projected, np.ndarray]:
+    """(pairs, new pairs, int[U'] the place of each new user); a shared table once."""
+    found = checked_pairs(model, prefs)
+    _checks.check_type(new_pairs, Preferences, "new_pairs")
+    place = _match(prefs, new_pairs)
+    if new_pairs.features is prefs.features:
+        return found, found._replace(pairs=pack(new_pairs)), place
+    return found, checked_pairs(model, new_pairs), place
+
+
+def variance_losses(
+    training: Projected,
+    heldout: Pairs,
     prior: Prior,
+    temperature: float,
     candidates: Sequence[tuple[float, float]],
-    *,
-    shots: tuple[int | None, ...] = SHOTS,
-    num_users: int = 1000,
 ) -> np.ndarray:
     """Users' log-loss of `predict_proba` on held-out pairs for each candidate (ρ, s).
 
     Args:
-      basis: V, float[D, K].
       training: what users have said.
-      heldout: pairs of the same users over the same table, which is read once, that
-        share no judgement with it.
-      prior: what `fit` learned from others, or from `training`.
+      heldout: pairs of the same users over the same table that share no judgement
+        with it.
+      prior: learned from others, or from `training`.
+      temperature: T.
       candidates: of ρ and s.
-      shots: numbers of pairs that count alike, None for all: what is right for users
-        with many pairs may be wrong for new ones.
-      num_users: how many users to use at most, at random.
 
     Returns:
-      float[C, U], U at most `num_users`; NaN where nothing is held out.
-
-    Raises:
-      ValueError: shapes disagree or a candidate is negative.
+      float[C, U]; NaN where nothing is held out.
     """
-    for rho, scale in candidates:
-        _checks.host_floats([rho, scale], 2, "candidates", 0.0, np.inf)
-    training, eye = checked_floor(training, basis)
-    heldout = heldout.replace(features=training.features)
-    if training.num_users > num_users:
-        rng = np.random.default_rng(0)
-        some = np.sort(rng.choice(training.num_users, num_users, replace=False))
-        training, heldout = (take_users(x, some) for x in (training, heldout))
-    losses = []
-    for few in shots:
-        shown = take_shots(training, few)
-        moments = map_pairs(margin_moments, eye, shown, prior, heldout)
-        by_user = _squeezed_losses(
-            moments[heldout.order],
+    new = training._replace(pairs=heldout)
+    place = np.arange(heldout.num_users)
+    moments = map_pairs(margin_moments, training, new, place, prior, temperature)
+    return np.asarray(
+        _variance_losses(
+            moments,
             np.asarray(candidates, moments.dtype),
             heldout.label,
-            heldout.weight,
+            heldout.sample_weight,
             heldout.user,
             heldout.num_users,
         )
-        losses.append(np.asarray(by_user))
-    return np.mean(losses, axis=0)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="num_users")
-def _squeezed_losses(moments, candidates, label, weight, user, num_users):
+def _variance_losses(moments, candidates, label, weight, user, num_users):
     def one(candidate):
-        loss = pair_loss(_squeezed(moments, *candidate), label)
-        return user_means(loss, weight, user, num_users)
+        loss = _equations.pair_loss(scaled_margins(moments, *candidate), label)
+        return _equations.user_means(loss, weight, user, num_users)
 
     return lax.map(one, candidates)
 
 
-def _squeezed(moments, spread, scale) -> jax.Array:
-    """Margins whose sigmoid is the mean of the sigmoid of a normal: float[N]."""
+def scaled_margins(moments, variance_scale, margin_scale, xp: Any = jnp) -> Any:
+    """Margins whose sigmoid is the mean of the sigmoid of a normal: float[N].
+
+    Args:
+      moments: float[N, 2], mean and variance of each margin.
+      variance_scale: ρ.
+      margin_scale: s.
+      xp: `jax.numpy` or `numpy`.
+    """
     mean, variance = moments.T
-    return scale * mean / jnp.sqrt(1 + np.pi / 8 * spread * variance)
+    return margin_scale * mean / xp.sqrt(1 + np.pi / 8 * variance_scale * variance)
 
 
 def map_pairs(
-    function: Callable[[Mixture, jax.Array, jax.Array], jax.Array],
-    basis: jax.Array,
-    prefs: Preferences,
-    prior: Prior | None,
-    new_pairs: Preferences,
+    function: Callable[[PosteriorMoments, jax.Array, jax.Array], jax.Array],
+    found: Projected,
+    new: Projected,
+    place: np.ndarray,
+    prior: Prior,
+    temperature: float,
 ) -> np.ndarray:
     """Something of every new pair, a chunk of users and a block of pairs at a time.
 
     Args:
-      function: (mixture, z float[B, K], row int[B]) → float[B, J]; compiled by the
-        caller. `row` is the pair's user within the mixture.
-      basis: V, float[D, K].
-      prefs: what the users have already said.
-      prior: what `fit` learned; None is Dirichlet(1).
-      new_pairs: N pairs of the same users.
+      function: (moments, z float[B, K], row int[B]) → float[B, J]; compiled by the
+        caller. `row` is the pair's user within the moments.
+      found: what the users have already said.
+      new: N pairs of the same users.
+      place: int[U'], where each user of `new` stands in `found`.
+      prior: of the model.
+      temperature: T.
 
     Returns:
-      float[N, J], in the caller's order of `new_pairs`.
-
-    Raises:
-      ValueError: shapes disagree, or a user of `new_pairs` is not in `prefs`.
+      float[N, J], in stored order of `new`.
     """
-    place = _match(prefs, new_pairs)
-    new, _ = checked_floor(new_pairs, basis, _known(prior, basis).temperature)
-    by_seen = np.argsort(place, kind="stable")  # new users, in the order of prefs
-    starts = np.asarray(new.offsets)[:-1][by_seen]
-    counts = np.asarray(new.counts)[by_seen]
-    known = np.full(prefs.num_users, -1)
+    pairs = new.pairs
+    by_seen = np.argsort(place, kind="stable")  # new users, in the order of found
+    starts, counts = pairs.offsets[:-1][by_seen], pairs.counts[by_seen]
+    known = np.full(found.pairs.num_users, -1)
     known[place[by_seen]] = np.arange(len(place))
     columns: list[np.ndarray] = [np.empty(0, np.intp)]
     values = []
-    for users, mixture, temperature in _mixtures(basis, prefs, prior):
+    for users, moments in iterate_moments(found, prior, temperature):
         mine = known[users]
         rows = np.flatnonzero(mine >= 0)
         size = counts[mine[rows]]
         row = np.repeat(rows, size)
         first = np.repeat(starts[mine[rows]] - (np.cumsum(size) - size), size)
-        pairs = first + np.arange(len(row))
-        for part, block in _blocks(len(pairs)):
-            count = len(pairs[part])
+        slots = first + np.arange(len(row))
+        for part, block in _blocks(len(slots)):
+            count = len(slots[part])
             taken, whose = (
                 np.pad(x[part], (0, block - count)).astype(np.int32)
-                for x in (pairs, row)
+                for x in (slots, row)
             )
-            side = None if new.rejected is None else np.asarray(new.rejected)[taken]
-            picked = new.replace(chosen=np.asarray(new.chosen)[taken], rejected=side)
-            z = pair_rewards(new.features, picked) / temperature
-            found = function(mixture, jnp.asarray(z), jnp.asarray(whose))
-            values.append(np.asarray(found)[:count])
-            columns.append(pairs[part])
+            side = None if pairs.rejected is None else pairs.rejected[taken]
+            z = _equations.pair_rewards(new.proj, pairs.chosen[taken], side)
+            arrays = jnp.asarray(z / temperature), jnp.asarray(whose)
+            values.append(np.asarray(function(moments, *arrays))[:count])
+            columns.append(slots[part])
     if not values:
         return np.zeros((0, 2), np.float32)
-    found = np.concatenate(values)
-    out = np.empty_like(found)
-    out[np.asarray(new.order)[np.concatenate(columns)]] = found
+    stored = np.concatenate(values)
+    out = np.empty_like(stored)
+    out[np.concatenate(columns)] = stored
     return out
 
 
@@ -281,16 +322,6 @@ def _blocks(total: int):
         block = _BLOCKS[0] if total - start > _BLOCKS[0] // 2 else _BLOCKS[1]
         yield slice(start, min(start + block, total)), block
         start += block
-
-
-def _known(prior: Prior | None, basis) -> Prior:
-    """The prior, checked; Dirichlet(1) for None."""
-    _checks.check_basis(basis)
-    rank = np.shape(basis)[1]
-    if prior is None:
-        return uniform_prior(rank)
-    check_prior(prior, rank)
-    return prior
 
 
 def _names(prefs: Preferences) -> Any:
@@ -316,24 +347,16 @@ def _match(prefs: Preferences, new_pairs: Preferences) -> np.ndarray:
     return np.arange(prefs.num_users)
 
 
-def _mixtures(basis, prefs: Preferences, prior: Prior | None):
-    """Yields (users, Mixture, T) chunk by chunk; U × A stands for one chunk only."""
-    prior = _known(prior, basis)
-    seen, eye = checked_floor(prefs, basis, prior.temperature)
-    weights = np.asarray(adapt(eye, seen, prior=prior).weights)
-    temperature = prior.temperature
-    one = jax.tree.map(lambda x: jnp.asarray(x, weights.dtype), prior)
-    read = chunk_reader(seen.features, seen)
-    for chunk in chunks(np.asarray(seen.counts), np.asarray(seen.offsets)):
+def iterate_moments(found: Projected, prior: Prior, temperature: float):
+    """Yields (users, PosteriorMoments) chunk by chunk; U × A stands for one chunk."""
+    weights = adapt_projected(found, prior, temperature).weights
+    prior = jax.tree.map(lambda x: jnp.asarray(x, weights.dtype), prior)
+    pairs, rank = found.pairs, found.rank
+    read = pairs.reader(found.proj)
+    for chunk in pairs.chunks():
         z, weight, label = read(chunk)
-        mine = np.full((len(chunk.count), len(eye)), 1 / len(eye), weights.dtype)
+        mine = np.full((len(chunk.count), rank), 1 / rank, weights.dtype)
         mine[: len(chunk.users)] = weights[chunk.users]
-        mixture = mixture_of(
-            jnp.asarray(z) / temperature,
-            weight,
-            label,
-            mine,
-            one.replace(temperature=1.0),
-            unit_weights=prefs.weight is None,
-        )
-        yield chunk.users, mixture, temperature
+        z = jnp.asarray(z) / temperature
+        kinds = dict(unit_weights=pairs.unit_weights)
+        yield chunk.users, moments_of(z, weight, label, mine, prior, **kinds)

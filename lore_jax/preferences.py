@@ -99,11 +99,18 @@ class Preferences(struct.PyTreeNode):
       offsets: int32[U + 1]; pairs offsets[u] … offsets[u + 1] − 1 are user u's.
       order: int32[N], place of each stored pair in the caller's order.
       label: float[N], P(chosen is preferred), or None for 1.
-      weight: float[N], non-negative pair weights, or None for 1.
+      sample_weight: float[N], non-negative weight of each pair, or None for 1.
       group: int32[N], what must not be split between training and validation, or
         None for the default (user and row).
       num_users: U; users without a pair are legal.
       ids: names of users and items, or None.
+
+    Example:
+      >>> user = [0, 0, 1]
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0, 1], [1, 2, 2], user)
+      >>> prefs
+      Preferences(3 pairs of 2 users over 3 rows of 3 features,
+        ndarray of float32)
     """
 
     features: Any
@@ -113,7 +120,7 @@ class Preferences(struct.PyTreeNode):
     offsets: Any
     order: Any
     label: Any = None
-    weight: Any = None
+    sample_weight: Any = None
     group: Any = None
     num_users: int = struct.field(pytree_node=False, default=0)
     ids: Ids | None = struct.field(pytree_node=False, default=None)
@@ -128,7 +135,7 @@ class Preferences(struct.PyTreeNode):
         user: Any,
         num_users: int | None = None,
         label: Any = None,
-        weight: Any = None,
+        sample_weight: Any = None,
         group: Any = None,
         *,
         user_ids: Any = None,
@@ -154,7 +161,7 @@ class Preferences(struct.PyTreeNode):
           num_users: U; default: as many as there are names, or one more than the
             largest index.
           label: float[N] in [0, 1], P(chosen is preferred).
-          weight: float[N] ≥ 0.
+          sample_weight: float[N] ≥ 0, what each pair counts.
           group: int[N] or str[N].
           user_ids: U distinct names of the users; then `user` holds names. With
             `num_users`, integers in `user` are indices into strings.
@@ -165,6 +172,13 @@ class Preferences(struct.PyTreeNode):
           ValueError: an argument has the wrong shape, is out of range, missing or not
             finite, or a pair compares a row with itself. The message names the place.
           TypeError: an argument has the wrong dtype, or is traced.
+
+        Example:
+          >>> table = np.eye(3, dtype=np.float32)
+          >>> names = dict(item_ids=["a", "b", "c"])
+          >>> prefs = lore.Preferences.from_pairs(table, ["a"], ["c"], ["ann"], **names)
+          >>> prefs.chosen.tolist(), prefs.user_ids.tolist()
+          ([0], ['ann'])
         """
         if not isinstance(features, FeatureSource):
             features = _checks.host_table(features)
@@ -190,7 +204,9 @@ class Preferences(struct.PyTreeNode):
         users, user, num_users = _ids.users(user, num_users, user_ids)
         _checks.host_length(user, length, "user")
         label = _checks.host_floats(label, length, "label", 0.0, 1.0)
-        weight = _checks.host_floats(weight, length, "weight", 0.0, np.inf)
+        weights = _checks.host_floats(
+            sample_weight, length, "sample_weight", 0.0, np.inf
+        )
         if group is not None:
             group = _ids.column(group, "group")
             _checks.host_length(group, length, "group")
@@ -209,7 +225,7 @@ class Preferences(struct.PyTreeNode):
             offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
             order=order,
             label=sort(label),
-            weight=sort(weight),
+            sample_weight=sort(weights),
             group=sort(group),
             num_users=num_users,
             ids=None if users is None and items is None else Ids(users, items),
@@ -230,6 +246,11 @@ class Preferences(struct.PyTreeNode):
           ValueError: no user, or an array is not [n_u, D] with the common D, or not
             finite; the message names the user.
           TypeError: an array is not floating point.
+
+        Example:
+          >>> differences = [np.ones((2, 3), np.float32), np.zeros((0, 3), np.float32)]
+          >>> lore.Preferences.from_ragged(differences).counts.tolist()
+          [2, 0]
         """
         if len(differences) == 0:
             raise ValueError("differences must hold at least one user, got none")
@@ -262,6 +283,34 @@ class Preferences(struct.PyTreeNode):
             user_ids=names,
         )
 
+    def __repr__(self) -> str:
+        """Sizes, and which optional fields are there."""
+        rows, width = self.features.shape
+        what = "differences" if self.rejected is None else "rows"
+        fields = ("label", "sample_weight", "group")
+        found = [name for name in fields if getattr(self, name) is not None]
+        found += [
+            f"{name[:-1]} names"
+            for name in ("users", "items")
+            if self.ids is not None and getattr(self.ids, name) is not None
+        ]
+        return (
+            f"Preferences({self.num_pairs} pairs of {self.num_users} users over "
+            f"{rows} {what} of {width} features,\n"
+            f"  {type(self.features).__name__} of {np.dtype(self.features.dtype)}"
+            f"{''.join(', ' + name for name in found)})"
+        )
+
+    @property
+    def user_ids(self) -> np.ndarray | None:
+        """str[U] or int[U], or None where users are numbers."""
+        return None if self.ids is None else self.ids.users
+
+    @property
+    def item_ids(self) -> np.ndarray | None:
+        """str[M] or int[M], or None where items are rows."""
+        return None if self.ids is None else self.ids.items
+
     @property
     def num_pairs(self) -> int:
         """N."""
@@ -279,7 +328,13 @@ class Preferences(struct.PyTreeNode):
 
 
 class ArraySource:
-    """A `FeatureSource` over an array or memory map, `block_rows` rows at a time."""
+    """A `FeatureSource` over an array or memory map, `block_rows` rows at a time.
+
+    Example:
+      >>> source = lore.ArraySource(np.zeros((5, 2), np.float32), block_rows=2)
+      >>> [len(block) for block in source.blocks()]
+      [2, 2, 1]
+    """
 
     def __init__(self, array: np.ndarray, block_rows: int = 8192):
         """Keeps the array; nothing is read yet.
@@ -310,6 +365,12 @@ def take_shots(prefs: Preferences, shots: int | None, *, seed: int = 0) -> Prefe
     Raises:
       ValueError: `shots` is negative.
       TypeError: `shots` is no integer.
+
+    Example:
+      >>> user = [0, 0, 1]
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0, 1], [1, 2, 2], user)
+      >>> lore.take_shots(prefs, 1).counts.tolist()
+      [1, 1]
     """
     if shots is None:
         return prefs
@@ -335,6 +396,12 @@ def store_as(prefs: Preferences, dtype) -> Preferences:
     Raises:
       ValueError: a number is not finite, or overflows `dtype`.
       TypeError: `dtype` is no floating type, or the features are a `FeatureSource`.
+
+    Example:
+      >>> user = [0, 0, 1]
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0, 1], [1, 2, 2], user)
+      >>> lore.store_as(prefs, "bfloat16").features.dtype
+      dtype(bfloat16)
     """
     if isinstance(prefs.features, FeatureSource):
         raise TypeError("features is a FeatureSource; store its blocks as you need")
@@ -353,6 +420,12 @@ def take_pairs(prefs: Preferences, keep: np.ndarray) -> Preferences:
 
     Raises:
       ValueError: a mask is not bool[N], or a position is out of range.
+
+    Example:
+      >>> user = [0, 0, 1]
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0, 1], [1, 2, 2], user)
+      >>> lore.take_pairs(prefs, [0, 2]).num_pairs
+      2
     """
     keep = np.asarray(keep)
     if keep.dtype == bool:
@@ -368,6 +441,12 @@ def take_users(prefs: Preferences, users: np.ndarray) -> Preferences:
 
     Raises:
       ValueError: a user is out of range or stands twice.
+
+    Example:
+      >>> user = [0, 0, 1]
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0, 1], [1, 2, 2], user)
+      >>> lore.take_users(prefs, [1]).num_pairs
+      1
     """
     of = f"num_users is {prefs.num_users}"
     users = _checks.host_indices(users, prefs.num_users, "users", of)
@@ -401,7 +480,7 @@ def _rebuilt(prefs: Preferences, keep, user, users) -> Preferences:
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
         order=np.argsort(np.argsort(np.asarray(prefs.order)[keep])).astype(np.int32),
         label=take(prefs.label),
-        weight=take(prefs.weight),
+        sample_weight=take(prefs.sample_weight),
         group=take(prefs.group),
         num_users=num_users,
         ids=ids,

@@ -16,8 +16,7 @@ from flax import struct
 from jax import lax
 
 from lore_jax import _checks
-
-_EXACT = lax.Precision.HIGHEST
+from lore_jax._backend import EXACT
 
 
 class Prior(struct.PyTreeNode):
@@ -32,23 +31,36 @@ class Prior(struct.PyTreeNode):
       tempering: γ ≥ 0, float[]. The likelihood of a user with n pairs counts with power
         η = n^−γ: pairs of one user share responses and are not independent, so n of
         them are worth n^(1−γ).
-      spread: ρ ≥ 0, float[], how much of the posterior's covariance `predict_proba`
-        integrates over; `fit` learns it. The default gains less than a learned one.
+      variance_scale: ρ ≥ 0, float[], the share of the posterior's variance of a margin
+        that `predict_proba` integrates over. `fit` learns it.
       decay: δ, float[]. With n pairs the pull is κ_n = κ (n / 10)^−δ: above 0 where
         the atoms lie too far apart for users with many pairs.
       margin_scale: s > 0, float[]. `predict_proba` takes margins s-fold: above 1 where
         a regularised basis is less sure than it should be; `fit` learns it with ρ.
-      temperature: T of the rewards that the atoms mix.
+
+    Example:
+      >>> lore.uniform_prior(2).mean.round(2).tolist()
+      [0.5, 0.5]
     """
 
     atoms: jax.Array
     log_weights: jax.Array
     concentration: jax.Array
     tempering: jax.Array
-    spread: Any = np.float32(0.1)
+    variance_scale: Any = np.float32(0.1)
     decay: Any = np.float32(0.0)
     margin_scale: Any = np.float32(1.0)
-    temperature: float = struct.field(pytree_node=False, default=1.0)
+
+    def __repr__(self) -> str:
+        """Sizes and numbers, on three lines."""
+        atoms, rank = np.shape(self.atoms)
+        return (
+            f"Prior({atoms} atoms over K={rank} directions,\n"
+            f"  concentration={say(self.concentration)}, "
+            f"tempering={say(self.tempering)}, decay={say(self.decay)},\n"
+            f"  variance_scale={say(self.variance_scale)}, "
+            f"margin_scale={say(self.margin_scale)})"
+        )
 
     @property
     def mean(self) -> jax.Array:
@@ -56,12 +68,20 @@ class Prior(struct.PyTreeNode):
         return mixture_mean(jax.nn.softmax(self.log_weights), self.atoms)
 
 
+def say(number: Any) -> str:
+    """A number for a `repr`; the type of what has no value while tracing."""
+    try:
+        return f"{float(number):.4g}"
+    except Exception:
+        return type(number).__name__
+
+
 def mixture_mean(probabilities: jax.Array, atoms: jax.Array) -> jax.Array:
     """Σ_a probabilities[..., a] · atoms[a, K] at full precision."""
-    return jnp.matmul(probabilities, atoms, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(probabilities, atoms, precision=EXACT)
 
 
-def spread_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:
+def draw_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:
     """Dirichlet(1) draws and their cyclic shifts: float[A, K], A ≥ `num_atoms`.
 
     The shifts put the mean of the atoms at the centre of the simplex.
@@ -69,19 +89,23 @@ def spread_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.A
     draws = jax.random.exponential(key, (-(-num_atoms // rank), rank))
     draws = draws / jnp.sum(draws, axis=1, keepdims=True)
     shifts = [jnp.roll(draws, k, axis=1) for k in range(rank)]
-    spread = jnp.stack(shifts, 1).reshape(-1, rank)
-    return spread.astype(dtype or jnp.result_type(float))
+    atoms = jnp.stack(shifts, 1).reshape(-1, rank)
+    return atoms.astype(dtype or jnp.result_type(float))
 
 
-def uniform_prior(rank: int, temperature: float = 1.0, num_atoms: int = 512) -> Prior:
-    """Dirichlet(1) as atoms: what `adapt` believes when it gets no prior."""
-    atoms = spread_atoms(jax.random.key(0), rank, num_atoms)
+def uniform_prior(rank: int, num_atoms: int = 512) -> Prior:
+    """Dirichlet(1) as atoms: the prior of a `RewardModel` that has none.
+
+    Example:
+      >>> lore.uniform_prior(3, num_atoms=6).atoms.shape
+      (6, 3)
+    """
+    atoms = draw_atoms(jax.random.key(0), rank, num_atoms)
     return Prior(
         atoms=atoms,
         log_weights=jnp.full(len(atoms), -math.log(len(atoms)), atoms.dtype),
         concentration=jnp.asarray(float(rank), atoms.dtype),
         tempering=jnp.zeros((), atoms.dtype),
-        temperature=temperature,
     )
 
 
@@ -104,7 +128,13 @@ def check_prior(prior: Prior, rank: int) -> None:
         )
     _checks.check_simplex(prior.atoms, "prior.atoms")
     _checks.check_finite(prior.log_weights, "prior.log_weights")
-    for name in ("concentration", "tempering", "spread", "decay", "margin_scale"):
+    for name in (
+        "concentration",
+        "tempering",
+        "variance_scale",
+        "decay",
+        "margin_scale",
+    ):
         value = getattr(prior, name)
         if np.shape(value) != ():
             raise ValueError(
@@ -125,7 +155,6 @@ def check_prior(prior: Prior, rank: int) -> None:
             raise ValueError(f"prior.{name} must be finite, got inf")
         if name == "margin_scale" and number == 0:
             raise ValueError("prior.margin_scale must be above 0, got 0")
-    _checks.check_positive(prior.temperature, "prior.temperature")
 
 
 def likelihood_power(num_pairs: jax.Array, tempering: jax.Array) -> jax.Array:
@@ -169,7 +198,7 @@ def learn_log_weights(
 
 
 def make_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:
-    """The K vertices and at least `num_atoms` points spread over the simplex.
+    """The K vertices and at least `num_atoms` points drawn over the simplex.
 
     At rank 2 the points are evenly spaced.
     """
@@ -179,13 +208,11 @@ def make_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Arr
     if rank == 2:
         first = jnp.arange(1, num_atoms + 1, dtype=vertices.dtype) / (num_atoms + 1)
         return jnp.concatenate([vertices, jnp.stack([first, 1 - first], 1)])
-    spread = spread_atoms(key, rank, num_atoms, vertices.dtype)
-    return jnp.concatenate([vertices, spread])
+    drawn = draw_atoms(key, rank, num_atoms, vertices.dtype)
+    return jnp.concatenate([vertices, drawn])
 
 
-def make_prior(
-    atoms, log_weights, tempering, concentration, temperature, decay=0.0
-) -> Prior:
+def make_prior(atoms, log_weights, tempering, concentration, decay=0.0) -> Prior:
     """A `Prior` from plain numbers, in the dtype of `atoms`."""
     return Prior(
         atoms=atoms,
@@ -193,7 +220,6 @@ def make_prior(
         concentration=jnp.asarray(concentration, atoms.dtype),
         tempering=jnp.asarray(tempering, atoms.dtype),
         decay=jnp.asarray(decay, atoms.dtype),
-        temperature=temperature,
     )
 
 

@@ -1,4 +1,4 @@
-"""What `fit` and `adapt` give back, and what a training step reports."""
+"""What `fit`, `adapt` and `posterior` return, and what a training step reports."""
 
 from typing import Any, NamedTuple
 
@@ -6,9 +6,8 @@ import jax
 import numpy as np
 from flax import struct
 
-from lore_jax.model import RewardParams
+from lore_jax.model import RewardModel, RewardParams
 from lore_jax.preferences import Ids
-from lore_jax.prior import Prior
 
 
 class Metrics(NamedTuple):
@@ -16,8 +15,9 @@ class Metrics(NamedTuple):
 
     Attributes:
       loss: the data term of the objective, at the start of the step.
-      weights_norm: norm of the W gradient (of the change of log π by default).
-      basis_norm: norm of the V gradient.
+      weights_norm: of a published recipe, norm of the slope in W; of `Marginal`, norm
+        of the change of the atoms' weights π.
+      basis_norm: norm of the slope in what V follows from.
     """
 
     loss: jax.Array
@@ -26,39 +26,47 @@ class Metrics(NamedTuple):
 
 
 class Fitted(struct.PyTreeNode):
-    """What `fit` learned; everything that using it needs.
+    """What `fit` learned.
 
     Attributes:
-      params: basis float[D, K] on raw features, and logits float[U, K].
-      weights: float[U, K] on the simplex.
-      prior: what `adapt` believes of a new user.
-      temperature: T at which the weights mean what they mean.
+      model: basis, prior and temperature: the first argument of every verb.
+      weights: float[U, K] on the simplex, of the users of the fit.
+      logits: float[U, K], log weights; of a published recipe its own parameters.
       history: losses and the selection's table, see `History`.
-      config: the `TrainConfig` that was used.
       unpruned: the published columns before pruning, or None.
       kept: int[K], which of them were kept, or None.
-      ids: names of the users, or None.
+      recipe: the recipe that was used; a `PriorSearch` after `fit_prior`.
+      ids: names of users and items, or None.
     """
 
-    params: RewardParams
+    model: RewardModel
     weights: jax.Array
-    prior: Prior
+    logits: jax.Array
     history: Any
     unpruned: RewardParams | None = None
     kept: Any = None
-    temperature: float = struct.field(pytree_node=False, default=1.0)
-    config: Any = struct.field(pytree_node=False, default=None)
+    recipe: Any = struct.field(pytree_node=False, default=None)
     ids: Ids | None = struct.field(pytree_node=False, default=None)
 
     @property
     def user_ids(self):
-        """str[U], or None where users are numbers."""
+        """str[U] or int[U], or None where users are numbers."""
         return None if self.ids is None else self.ids.users
 
     @property
-    def basis(self) -> jax.Array:
-        """V, float[D, K], on raw features."""
-        return self.params.basis
+    def params(self) -> RewardParams:
+        """Basis float[D, K] and logits float[U, K]."""
+        return RewardParams(basis=self.model.basis, logits=self.logits)
+
+    def __repr__(self) -> str:
+        """The model, sizes and the recipe's name."""
+        names = "" if self.user_ids is None else ", named"
+        model = repr(self.model).replace("\n", "\n  ")
+        return (
+            f"Fitted({np.shape(self.weights)[0]} users{names}, "
+            f"recipe={type(self.recipe).__name__}, "
+            f"{np.size(self.history.loss)} steps,\n  model={model})"
+        )
 
 
 class History(NamedTuple):
@@ -66,8 +74,8 @@ class History(NamedTuple):
 
     Attributes:
       loss: float[S], data term before each step.
-      weights_norm: float[S].
-      basis_norm: float[S].
+      weights_norm: float[S], see `Metrics`.
+      basis_norm: float[S], see `Metrics`.
       selection: one dict per candidate that validation compared, the chosen one
         marked; empty where nothing was selected.
       validation: float[C], mean over hold-outs of the macro log-loss of the chosen
@@ -78,7 +86,7 @@ class History(NamedTuple):
         the chosen candidate, "global_log_loss" of the best global Bradley–Terry model
         for that hold-out, "gain", their difference, and its "standard_error".
       starts: how much trainings from different starts agree, a dict as in
-        `diagnostics.report`; empty with one start.
+        `diagnostics.report`; None with one start.
     """
 
     loss: Any
@@ -108,7 +116,7 @@ class Progress(struct.PyTreeNode):
       name: which training is running.
       rows: one dict per candidate and hold-out that was trained on.
       choice: what the search chose, once it has; {} before.
-      fingerprint: of data, rank, key, config, init and anchor.
+      fingerprint: of data, rank, key, recipe, init and anchor.
       digest: of everything else here; a record that was changed is refused.
     """
 
@@ -129,21 +137,28 @@ class Progress(struct.PyTreeNode):
         """Steps that the running training took."""
         return len(self.metrics.loss)
 
+    def __repr__(self) -> str:
+        """Which training is running, and how far it is."""
+        return (
+            f"Progress({self.name!r}, {self.num_steps} steps, "
+            f"{len(self.rows)} candidates compared)"
+        )
+
 
 class Adapted(NamedTuple):
-    """Weights of new users, and what a caller needs in order to trust them.
+    """Weights of new users, with the certificate of each.
 
     Attributes:
       weights: float[U, K] on the simplex.
       logits: float[U, K], log(max(weights, tiny)).
       loss: float[U], mean Bradley–Terry loss over the user's pairs; NaN without any.
       gap: float[U], certified bound on the distance to the optimum of what the
-        config minimises.
-      converged: bool[U], gap within the tolerance that `AdaptConfig` documents.
+        method minimises.
+      converged: bool[U], gap within the tolerance of `adapt_users`' `Solution`.
       num_steps: int32[U].
-      user_ids: str[U] or None.
-      deviation: float[U, K], posterior standard deviation of each weight, or None
-        where `adapt` was not asked for the spread.
+      user_ids: str[U] or int[U], or None.
+      std: float[U, K], posterior standard deviation of each weight, or None where
+        `adapt` was not asked for it.
     """
 
     weights: Any
@@ -153,4 +168,48 @@ class Adapted(NamedTuple):
     converged: Any
     num_steps: Any
     user_ids: Any = None
-    deviation: Any = None
+    std: Any = None
+
+    def __repr__(self) -> str:
+        """How many users, and how many of them converged."""
+        users, rank = np.shape(self.weights)
+        names = "" if self.user_ids is None else ", named"
+        std = "" if self.std is None else ", with std"
+        return (
+            f"Adapted({users} users{names}, K={rank}, "
+            f"{_count(self.converged)} converged{std})"
+        )
+
+
+class Posterior(NamedTuple):
+    """Weights of users, and how sure their pairs make us of them.
+
+    Attributes:
+      weights: p, float[U, K] on the simplex, what `adapt` returns: the mean of the
+        density in `posterior`.
+      mean: p̄, float[U, K], tempered posterior mean over the prior's atoms, from which
+        `weights` are refined.
+      std: float[U, K], posterior standard deviation of each weight, at most 1/2.
+      covariance: Σ, float[U, K, K], or None where it was not asked for.
+      user_ids: str[U] or int[U], or None.
+    """
+
+    weights: Any
+    mean: Any
+    std: Any
+    covariance: Any = None
+    user_ids: Any = None
+
+    def __repr__(self) -> str:
+        """How many users."""
+        users, rank = np.shape(self.weights)
+        names = "" if self.user_ids is None else ", named"
+        covariance = "" if self.covariance is None else ", with covariance"
+        return f"Posterior({users} users{names}, K={rank}{covariance})"
+
+
+def _count(values: Any) -> Any:
+    try:
+        return int(np.sum(np.asarray(values)))
+    except Exception:  # While tracing there is nothing to count.
+        return type(values).__name__

@@ -1,14 +1,12 @@
 """Additive state of users: pairs come in any order, batch or shard, and are forgotten.
 
-A user's state is a sum over pairs (`quadratic`), so states add where pairs unite. The
-posterior over atoms stays exact; the refinement uses a quadratic bound of the
-likelihood, which costs at most a fraction of a point against `adapt` on the pairs.
+A user's state is a sum over pairs, so states add where pairs unite. The posterior over
+atoms stays exact. The refinement uses a quadratic bound of the likelihood.
 """
 
+import dataclasses
 import hashlib
-import json
-import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,26 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lore_jax import _checks, _ids, _tables
+from lore_jax import _checks, _ids
 from lore_jax._entry import public
-from lore_jax._pairs.blocks import project_rows
-from lore_jax._pairs.pack import chunk_reader, chunks
+from lore_jax._pairs.projected import Projected, checked_pairs
 from lore_jax._posterior.sums import pair_sums, refine
+from lore_jax.model import RewardModel, check_model, prior_of
 from lore_jax.preferences import Ids, Preferences
 from lore_jax.prior import Prior, check_prior
 
-FORMAT = "lore_jax.users"
-
-VERSION = 1
-
 _CHUNKS = (16384, 1024, 64)
 
-_SUMS = ("table", "linear", "quadratic", "num_pairs")
+SUMS = ("table", "linear", "quadratic", "num_pairs")
 
-_PRIOR = (
-    *("atoms", "log_weights", "concentration", "tempering", "spread", "decay"),
-    "margin_scale",
-)
+_PRIOR = tuple(field.name for field in dataclasses.fields(Prior))
 
 
 class UserStates(struct.PyTreeNode):
@@ -46,8 +37,9 @@ class UserStates(struct.PyTreeNode):
       linear: b, float[U, K].
       quadratic: upper triangle of H, row by row, float[U, K (K + 1) / 2].
       num_pairs: float[U], Σ of pair weights.
-      prior: under which the sums were taken.
-      fingerprint: of the basis, "" before the first pair.
+      prior: of the model, under which the sums were taken.
+      temperature: T of the model.
+      fingerprint: of the model's basis.
       ids: names of the users, or None where users are numbers.
     """
 
@@ -56,6 +48,7 @@ class UserStates(struct.PyTreeNode):
     quadratic: Any
     num_pairs: Any
     prior: Prior
+    temperature: float = struct.field(pytree_node=False, default=1.0)
     fingerprint: str = struct.field(pytree_node=False, default="")
     ids: Ids | None = struct.field(pytree_node=False, default=None)
 
@@ -69,6 +62,12 @@ class UserStates(struct.PyTreeNode):
         """U."""
         return self.table.shape[0]
 
+    def __repr__(self) -> str:
+        """How many users and pairs."""
+        names = "" if self.ids is None else ", named"
+        users, rank = np.shape(self.linear)
+        return f"UserStates({users} users{names}, K={rank})"
+
 
 def basis_fingerprint(basis: Any) -> str:
     """Names a basis: a hash of its shape and of its numbers in float32."""
@@ -78,36 +77,60 @@ def basis_fingerprint(basis: Any) -> str:
 
 
 @public("adapt_users, a function of arrays")
-def start_users(prior: Prior, num_users: int, user_ids: Any = None) -> UserStates:
+def init(
+    model: RewardModel, *, num_users: int | None = None, user_ids: Any = None
+) -> UserStates:
     """The state of users who have said nothing.
 
     Args:
-      prior: what `fit` learned.
-      num_users: U ≥ 1.
+      model: the reward model.
+      num_users: U ≥ 1; not needed where `user_ids` is given.
       user_ids: U distinct names, strings or integers.
 
     Raises:
-      ValueError: a shape is wrong, or a name stands twice.
-      TypeError: `prior` is no `Prior`.
+      ValueError: a shape is wrong, a name stands twice, or neither of `num_users` and
+        `user_ids` is given.
+      TypeError: `model` is something else.
+
+    Example:
+      >>> model = lore.RewardModel(np.eye(3, 2))
+      >>> lore.streaming.init(model, user_ids=["ann", "bob"]).num_users
+      2
     """
-    check_prior(prior, np.shape(getattr(prior, "atoms", np.zeros((1, 1))))[-1])
+    check_model(model)
+    if num_users is None and user_ids is None:
+        raise ValueError("num_users or user_ids must say how many users there are")
     names, _, num_users = _ids.users(np.zeros(0, np.int32), num_users, user_ids)
-    prior = jax.tree.map(np.asarray, prior)
+    prior = jax.tree.map(np.asarray, prior_of(model))
+    mark = basis_fingerprint(model.basis)
+    return empty_states(prior, num_users, names, model.temperature, mark)
+
+
+def empty_states(
+    prior: Prior, num_users: int, names, temperature: float, fingerprint: str
+) -> UserStates:
+    """`init` from the parts of a model; nothing is checked."""
     atoms, rank = prior.atoms.shape
     sizes = ((atoms,), (rank,), (rank * (rank + 1) // 2,), ())
     sums = [np.zeros((num_users, *size), prior.atoms.dtype) for size in sizes]
-    return UserStates(*sums, prior=prior, ids=_named(names))
+    return UserStates(
+        *sums,
+        prior=prior,
+        temperature=float(temperature),
+        fingerprint=fingerprint,
+        ids=_named(names),
+    )
 
 
 @public("adapt_users, a function of arrays")
-def observe(state: UserStates, basis: jax.Array, prefs: Preferences) -> UserStates:
+def update(model: RewardModel, state: UserStates, prefs: Preferences) -> UserStates:
     """The state after more pairs; the old one stays as it was.
 
-    The arrays are copied, so observe in batches.
+    The arrays are copied, so update in batches.
 
     Args:
+      model: the one that `init` got.
       state: of U users.
-      basis: V, float[D, K], the same in every call.
       prefs: new pairs. With names, of any of the state's users; without, of all U
         by number.
 
@@ -115,27 +138,38 @@ def observe(state: UserStates, basis: jax.Array, prefs: Preferences) -> UserStat
       `UserStates`.
 
     Raises:
-      ValueError: another basis, an unknown user, or shapes disagree.
+      ValueError: another model, an unknown user, or shapes disagree.
+      TypeError: an argument is something else.
+
+    Example:
+      >>> prefs = lore.Preferences.from_pairs(np.eye(3), [0, 0], [1, 2], [0, 0])
+      >>> model = lore.RewardModel(np.eye(3, 2))
+      >>> state = lore.streaming.init(model, num_users=1)
+      >>> lore.streaming.update(model, state, prefs).num_pairs.tolist()
+      [2.0]
     """
     _checks.check_type(state, UserStates, "state")
-    _checks.check_type(prefs, Preferences, "prefs")
-    _checks.check_basis(basis, prefs.num_features)
-    check_prior(state.prior, np.shape(basis)[1])
-    mark = _same_fingerprint(state.fingerprint, basis_fingerprint(basis), "basis")
+    found = checked_pairs(model, prefs)
+    check_same_model(state, model, "state")
     place = _places(state, prefs)
-    prior = jax.tree.map(jnp.asarray, state.prior).replace(temperature=1.0)
-    sums = [np.array(getattr(state, name)) for name in _SUMS]
-    proj = project_rows(prefs.features, basis)
-    _tables.check_projected(proj, prefs.features, state.prior.temperature)
-    read = chunk_reader(proj, prefs)
-    for chunk in chunks(np.asarray(prefs.counts), np.asarray(prefs.offsets)):
-        z, weight, label = read(chunk)
-        z = jnp.asarray(z, sums[0].dtype) / state.prior.temperature
-        parts = pair_sums(z, weight, label, prior, unit_weights=prefs.weight is None)
+    sums = [np.array(getattr(state, name)) for name in SUMS]
+    for users, parts in pair_sums_of(found, state.prior, state.temperature):
         for total, part in zip(sums, parts, strict=True):
-            total[place[chunk.users]] += np.asarray(part)[: len(chunk.users)]
-    changes = dict(zip(_SUMS, sums, strict=True))
-    return state.replace(**changes, fingerprint=mark)
+            total[place[users]] += part
+    return state.replace(**dict(zip(SUMS, sums, strict=True)))
+
+
+def pair_sums_of(found: Projected, prior: Prior, temperature: float):
+    """Yields (users int[n], their four sums over pairs) chunk by chunk."""
+    dtype = prior.atoms.dtype
+    prior = jax.tree.map(jnp.asarray, prior)
+    read = found.pairs.reader(found.proj)
+    for chunk in found.pairs.chunks():
+        z, weight, label = read(chunk)
+        z = jnp.asarray(z, dtype) / temperature
+        kinds = dict(unit_weights=found.pairs.unit_weights)
+        parts = pair_sums(z, weight, label, prior, **kinds)
+        yield chunk.users, [np.asarray(x)[: len(chunk.users)] for x in parts]
 
 
 @public("adapt_users, a function of arrays")
@@ -151,14 +185,9 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
     """
     for name, state in (("a", a), ("b", b)):
         _checks.check_type(state, UserStates, name)
-        for field in _SUMS:
+        for field in SUMS:
             _checks.check_finite(getattr(state, field), f"{name}.{field}")
-    mark = _same_fingerprint(a.fingerprint, b.fingerprint, "b")
-    same = a.prior.temperature == b.prior.temperature and all(
-        np.array_equal(getattr(a.prior, n), getattr(b.prior, n)) for n in _PRIOR
-    )
-    if not same:
-        raise ValueError("a and b were started under different priors")
+    _check_same(a, b.fingerprint, b.prior, b.temperature, "a", "b")
     if (a.user_ids is None) != (b.user_ids is None):
         raise ValueError("a and b must both name their users, or neither")
     names: Any = a.user_ids
@@ -176,13 +205,13 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
         names = np.concatenate([names, fresh])
         place = _ids.look_up(others, names, "b.user_ids", "a.user_ids")
     sums = {}
-    for name in _SUMS:
+    for name in SUMS:
         mine, other = getattr(a, name), getattr(b, name)
         size = a.num_users if names is None else len(names)
         sums[name] = np.zeros((size, *mine.shape[1:]), mine.dtype)
         sums[name][: a.num_users] = mine
         sums[name][place] += other
-    return a.replace(**sums, fingerprint=mark, ids=_named(names))
+    return a.replace(**sums, ids=_named(names))
 
 
 @public("adapt_users, a function of arrays")
@@ -193,99 +222,67 @@ def weights(state: UserStates) -> np.ndarray:
 
     A user without pairs gets the prior's mean. Users whose solve did not converge
     keep the last iterate, and a warning counts them.
+
+    Example:
+      >>> model = lore.RewardModel(np.eye(3, 2))
+      >>> lore.streaming.weights(lore.streaming.init(model, num_users=2)).round(2)
+      array([[0.5, 0.5],
+             [0.5, 0.5]], dtype=float32)
     """
     _checks.check_type(state, UserStates, "state")
     check_prior(state.prior, np.shape(state.linear)[-1])
-    for name in _SUMS:
+    for name in SUMS:
         _checks.check_finite(getattr(state, name), f"state.{name}")
-    prior = jax.tree.map(jnp.asarray, state.prior)
-    out = np.empty(state.linear.shape, state.linear.dtype)
+    return solve_sums([getattr(state, name) for name in SUMS], state.prior)
+
+
+def solve_sums(sums: Sequence[np.ndarray], prior: Prior) -> np.ndarray:
+    """`weights` of users with these four sums."""
+    prior = jax.tree.map(jnp.asarray, prior)
+    out = np.empty(sums[1].shape, sums[1].dtype)
     failed = start = 0
     while start < len(out):
         left = len(out) - start
         size = next((c for c in _CHUNKS if 4 * left > c), _CHUNKS[-1])
         stop = min(start + size, len(out))
         parts = []
-        for name in _SUMS:
-            rows = getattr(state, name)[start:stop]
+        for values in sums:
+            rows = values[start:stop]
             parts.append(np.zeros((size, *rows.shape[1:]), rows.dtype))
             parts[-1][: stop - start] = rows
-        found, good = refine(*parts, prior.replace(temperature=1.0))
+        found, good = refine(*parts, prior)
         out[start:stop] = np.asarray(found)[: stop - start]
         failed += np.sum(~np.asarray(good)[: stop - start])
         start = stop
     if failed:
-        warnings.warn(f"{failed} of {len(out)} users did not converge", stacklevel=3)
+        _checks.warn(f"{failed} of {len(out)} users did not converge")
     return out
-
-
-def to_arrays(state: UserStates) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(arrays, metadata) that a file can hold; `from_arrays` is the inverse."""
-    arrays = {name: np.asarray(getattr(state, name)) for name in _SUMS}
-    arrays |= {name: np.asarray(getattr(state.prior, name)) for name in _PRIOR}
-    if state.user_ids is not None:
-        text = json.dumps(state.user_ids.tolist()).encode()
-        arrays["user_ids"] = np.frombuffer(text, np.uint8)
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "temperature": repr(float(state.prior.temperature)),
-        "fingerprint": state.fingerprint,
-    }
-    return arrays, metadata
-
-
-def from_arrays(
-    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> UserStates:
-    """A state from what `to_arrays` gave; checks format, names, shapes and numbers.
-
-    Raises:
-      ValueError: something is missing, foreign, or does not fit together.
-    """
-    if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
-        raise ValueError(
-            f"expected format {FORMAT!r} version {VERSION}, got "
-            f"{metadata.get('format')!r} version {metadata.get('version')!r}"
-        )
-    needed = {*_SUMS, *_PRIOR}
-    if set(arrays) - {"user_ids"} != needed:
-        raise ValueError(f"arrays must be {sorted(needed)}, got {sorted(arrays)}")
-    try:
-        temperature, mark = float(metadata["temperature"]), metadata["fingerprint"]
-        names = None
-        if "user_ids" in arrays:
-            names = json.loads(np.asarray(arrays["user_ids"]).tobytes())
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"damaged metadata: {error}") from error
-    fields: Any = {n: np.asarray(arrays[n]) for n in _PRIOR}
-    prior = Prior(**fields, temperature=temperature)
-    try:
-        fresh = start_users(prior, len(arrays["num_pairs"]), names)
-    except TypeError as error:
-        raise ValueError(f"damaged arrays: {error}") from error
-    for name in _SUMS:
-        want, got = getattr(fresh, name), arrays[name]
-        if got.shape != want.shape or got.dtype != want.dtype:
-            raise ValueError(
-                f"{name} must be {want.dtype}{list(want.shape)}, got "
-                f"{got.dtype}{list(got.shape)}"
-            )
-        _checks.check_finite(got, name)
-    sums = {name: arrays[name] for name in _SUMS}
-    return fresh.replace(**sums, fingerprint=mark)
 
 
 def _named(names: np.ndarray | None) -> Ids | None:
     return None if names is None else Ids(names, None)
 
 
-def _same_fingerprint(old: str, new: str, what: str) -> str:
-    if old and new and old != new:
+def check_same_model(state: UserStates, model: RewardModel, name: str) -> None:
+    """Raises `ValueError` unless a state belongs to a model."""
+    mark, prior = basis_fingerprint(model.basis), prior_of(model)
+    check_prior(state.prior, model.rank)
+    _check_same(state, mark, prior, model.temperature, name, "model")
+
+
+def _check_same(state: UserStates, mark, prior, temperature, name, other) -> None:
+    if state.fingerprint != mark:
         raise ValueError(
-            f"{what} has fingerprint {new}, but the state belongs to the basis {old}"
+            f"{name} belongs to a basis with fingerprint {state.fingerprint}, {other} "
+            f"to that with {mark}"
         )
-    return old or new
+    names = f"those of {name} and of {other}"
+    _checks.check_same_temperature(state.temperature, temperature, names)
+    for field in _PRIOR:
+        if not np.array_equal(getattr(state.prior, field), getattr(prior, field)):
+            raise ValueError(
+                f"{name} and {other} have different priors: {field} disagrees"
+            )
 
 
 def _places(state: UserStates, prefs: Preferences) -> np.ndarray:

@@ -45,15 +45,16 @@ def random_preferences(
 ):
     """Random pairs over a shared table; the last user has none.
 
-    `fields` may be `label=True`, `weight=True` for random ones, or `from_pairs`' own.
+    `fields` may be `label=True` or `sample_weight=True` for random ones, or
+    `from_pairs`' own.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.integers(num_rows, size=num_pairs)
     rejected = (chosen + rng.integers(1, num_rows, size=num_pairs)) % num_rows
     if fields.get("label") is True:
         fields["label"] = rng.random(num_pairs)
-    if fields.get("weight") is True:
-        fields["weight"] = rng.random(num_pairs) + 0.1
+    if fields.get("sample_weight") is True:
+        fields["sample_weight"] = rng.random(num_pairs) + 0.1
     return lore.Preferences.from_pairs(
         rng.normal(size=(num_rows, num_features)).astype(np.float32),
         chosen,
@@ -95,7 +96,7 @@ def fitted(planted):
 
 @pytest.fixture(scope="session")
 def small_prior():
-    """20 atoms over 3 directions, refined and tempered, T = 2."""
+    """20 atoms over 3 directions, refined and tempered; used at T = 2."""
     rng = np.random.default_rng(0)
     return lore.Prior(
         atoms=rng.dirichlet(np.ones(3), 20).astype(np.float32),
@@ -103,7 +104,6 @@ def small_prior():
         concentration=np.float32(5.0),
         tempering=np.float32(0.2),
         decay=np.float32(-0.5),
-        temperature=2.0,
     )
 
 

@@ -148,22 +148,20 @@ def coverage(truth, centre, covariance, new):
     return weights, margins_coverage(*m, variance)
 
 
-def learned_prior(rng, alpha, rank, pairs, users, **config):
-    """The prior that `fit` would learn with V known, from other users."""
+def learned_prior(rng, alpha, rank, pairs, users, **grids):
+    """The prior that `fit_prior` learns with V known, from other users."""
     import jax
 
     import lore_jax as lore
-    from lore_jax._train.refinement import learn_prior
 
     _, z, _ = population(rng, alpha, rank, pairs, users, new_pairs=0)
-    prior, _ = learn_prior(
+    fitted = lore.fit_prior(
         np.eye(rank, dtype=np.float32),
         lore.Preferences.from_ragged(list(z.astype(np.float32))),
         key=jax.random.key(int(rng.integers(2**31))),
-        temperature=1.0,
-        config=lore.TrainConfig(**config),
+        search=lore.PriorSearch(**grids),
     )
-    return prior
+    return fitted.model.prior
 
 
 def drawn_prior(rng, alpha, rank, num_atoms=200, concentration=10.0):
@@ -178,16 +176,16 @@ def drawn_prior(rng, alpha, rank, num_atoms=200, concentration=10.0):
     )
 
 
-def compare(alpha, rank, pairs, *, users=400, seed=0, config=None, **sampler):
+def compare(alpha, rank, pairs, *, users=400, seed=0, grids=None, **sampler):
     """One row of the table: means and the paired difference in accuracy."""
     import lore_jax as lore
 
     rng = np.random.default_rng([seed, rank, pairs, round(10 * alpha)])
-    prior = learned_prior(rng, alpha, rank, pairs, users, **(config or {}))
+    prior = learned_prior(rng, alpha, rank, pairs, users, **(grids or {}))
     truth, z, new = population(rng, alpha, rank, pairs, users)
     prefs = lore.Preferences.from_ragged(list(z.astype(np.float32)))
     eye = np.eye(rank, dtype=np.float32)
-    ours = lore.adapt(eye, prefs, prior=prior).weights
+    ours = lore.adapt(lore.RewardModel(eye, prior), prefs).weights
     exact = elliptical_slice(z, alpha, seed=seed, **sampler)
     gains = [expected_accuracy(truth, w, new) for w in (exact, ours, truth)]
     difference = gains[1] - gains[0]
@@ -206,8 +204,8 @@ def compare(alpha, rank, pairs, *, users=400, seed=0, config=None, **sampler):
     }
 
 
-def fit_known(alpha, rank, pairs, users, *, seed=0, **config):
-    """`fit` on planted users with V given: its prior."""
+def fit_known(alpha, rank, pairs, users, *, seed=0, **grids):
+    """`fit_prior` on planted users with V known: its prior."""
     import jax
 
     import lore_jax as lore
@@ -215,9 +213,9 @@ def fit_known(alpha, rank, pairs, users, *, seed=0, **config):
     rng = np.random.default_rng([seed, rank, pairs, round(10 * alpha)])
     _, z, _ = population(rng, alpha, rank, pairs, users, new_pairs=0)
     prefs = lore.Preferences.from_ragged(list(z.astype(np.float32)))
-    settings = lore.TrainConfig(**config)
+    search = lore.PriorSearch(**grids)
     eye, key = np.eye(rank, dtype=np.float32), jax.random.key(seed)
-    return lore.fit(prefs, rank=rank, basis=eye, key=key, config=settings).prior
+    return lore.fit_prior(eye, prefs, key=key, search=search).model.prior
 
 
 def coverage_row(prior, alpha, rank, pairs, *, users=400, seed=1, **sampler):
@@ -228,7 +226,7 @@ def coverage_row(prior, alpha, rank, pairs, *, users=400, seed=1, **sampler):
     truth, z, new = population(rng, alpha, rank, pairs, users, new_pairs=50)
     prefs = lore.Preferences.from_ragged(list(z.astype(np.float32)))
     eye = np.eye(rank, dtype=np.float32)
-    ours = lore.posterior(eye, prefs, prior, covariance=True)
+    ours = lore.posterior(lore.RewardModel(eye, prior), prefs, covariance=True)
     mean, covariance = elliptical_moments(z, alpha, seed=seed, **sampler)
     rows = {
         "exact": (mean, covariance),
@@ -244,7 +242,7 @@ def coverage_row(prior, alpha, rank, pairs, *, users=400, seed=1, **sampler):
 
 
 def learned_margins_coverage(
-    alpha, rank, *, pairs=40, users=400, features=30, seed=0, **config
+    alpha, rank, *, pairs=40, users=400, features=30, seed=0, **grids
 ):
     """`fit` learns V too: (prior, coverage of new users' margins per count)."""
     import jax
@@ -264,23 +262,24 @@ def learned_margins_coverage(
     def pairs_of(x):
         return lore.Preferences.from_ragged(list(x.astype(np.float32)))
 
-    settings = lore.TrainConfig(**config)
+    recipe = lore.Marginal(search=lore.Search(**grids))
     key = jax.random.key(seed)
     fitted = lore.fit(
-        pairs_of(draw(users, pairs)[1]), rank=rank, key=key, config=settings
+        pairs_of(draw(users, pairs)[1]), rank=rank, key=key, recipe=recipe
     )
-    learned = np.asarray(fitted.basis, np.float64)
+    model = fitted.model
+    learned = np.asarray(model.basis, np.float64)
     out = {}
     for count in (1, 3, 10, 40):
         p, x = draw(users, count)
         new = rng.normal(size=(users, 50, features))
-        got = lore.posterior(learned, pairs_of(x), fitted.prior, covariance=True)
-        z = new @ learned / fitted.prior.temperature
+        got = lore.posterior(model.replace(basis=learned), pairs_of(x), covariance=True)
+        z = new @ learned / model.temperature
         variance = np.einsum("uqk,ukl,uql->uq", z, got.covariance, z)
         centre = np.einsum("uqk,uk->uq", z, got.weights)
         truth = np.einsum("uqd,dk,uk->uq", new, basis, p)
         out[count] = margins_coverage(truth, centre, variance).mean()
-    return fitted.prior, out
+    return model.prior, out
 
 
 def _settings(prior):

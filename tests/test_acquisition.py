@@ -22,6 +22,11 @@ def basis(small_basis):
 
 
 @pytest.fixture(scope="module")
+def model(basis, prior):
+    return lore.RewardModel(basis, prior, temperature=2.0)
+
+
+@pytest.fixture(scope="module")
 def seen(make_preferences):
     return make_preferences()
 
@@ -61,10 +66,11 @@ def test_information_is_bounded_and_never_nan():
         np.testing.assert_allclose(got, 0, atol=1e-6)
 
 
-def test_scores_come_from_each_users_posterior(basis, seen, candidates, prior):
+def test_scores_come_from_each_users_posterior(model, seen, candidates):
     """In the caller's order, from the atoms shifted onto the refined weights."""
-    got = acquisition.score_pairs(basis, seen, prior, candidates)
-    weights = np.asarray(lore.adapt(basis, seen, prior=prior).weights, np.float64)
+    got = lore.score_pairs(model, seen, candidates)
+    weights = np.asarray(lore.adapt(model, seen).weights, np.float64)
+    basis, prior = model.basis, model.prior
     x = np.asarray(seen.features, np.float64)
     y = np.asarray(candidates.features, np.float64)
     atoms = np.asarray(prior.atoms, np.float64)
@@ -81,38 +87,37 @@ def test_scores_come_from_each_users_posterior(basis, seen, candidates, prior):
         assert got[candidates.order[n]] == pytest.approx(want, abs=1e-5)
 
 
-def test_the_side_called_chosen_does_not_matter(basis, seen, candidates, prior):
+def test_the_side_called_chosen_does_not_matter(model, seen, candidates):
     swapped = candidates.replace(chosen=candidates.rejected, rejected=candidates.chosen)
     for method in ("information", "margin"):
         a, b = (
-            acquisition.score_pairs(basis, seen, prior, c, method=method)
+            lore.score_pairs(model, seen, c, method=method)
             for c in (candidates, swapped)
         )
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_the_baselines(basis, seen, candidates, prior):
-    score = acquisition.score_pairs
-    weights = lore.adapt(basis, seen, prior=prior).weights
-    m = lore.margins(basis, weights, candidates, 2.0)
-    got = score(basis, seen, prior, candidates, method="margin")
+def test_the_baselines(model, seen, candidates):
+    score = lore.score_pairs
+    m = lore.margins(model, lore.adapt(model, seen), candidates)
+    got = score(model, seen, candidates, method="margin")
     np.testing.assert_allclose(got, -np.abs(m), atol=1e-5)
     key = jax.random.key(0)
-    a = score(basis, seen, prior, candidates, method="random", key=key)
-    b = score(basis, seen, prior, candidates, method="random", key=jax.random.key(1))
+    a = score(model, seen, candidates, method="random", key=key)
+    b = score(model, seen, candidates, method="random", key=jax.random.key(1))
     assert a.shape == (60,)
     assert not np.allclose(a, b)
     with pytest.raises(ValueError, match="key"):
-        score(basis, seen, prior, candidates, method="random")
+        score(model, seen, candidates, method="random")
     with pytest.raises(ValueError, match="key"):
-        score(basis, seen, prior, candidates, key=key)
+        score(model, seen, candidates, key=key)
     with pytest.raises(ValueError, match="method"):
-        score(basis, seen, prior, candidates, method="best")
+        score(model, seen, candidates, method="best")
 
 
 def test_best_pairs_are_each_users_own(candidates):
     scores = np.random.default_rng(0).normal(size=60)
-    got = acquisition.best_pairs(scores, candidates, 4)
+    got = lore.best_pairs(scores, candidates, 4)
     user = np.empty(60, int)
     user[candidates.order] = candidates.user
     for u in range(5):
@@ -122,18 +127,18 @@ def test_best_pairs_are_each_users_own(candidates):
             got[u], np.pad(want, (0, 4 - len(want)), constant_values=-1)
         )
     assert (
-        acquisition.best_pairs(np.zeros(60), candidates)[:4, 0]
+        lore.best_pairs(np.zeros(60), candidates)[:4, 0]
         == [np.flatnonzero(user == u)[0] for u in range(4)]
     ).all()
     with pytest.raises(ValueError, match="scores"):
-        acquisition.best_pairs(scores[:-1], candidates)
+        lore.best_pairs(scores[:-1], candidates)
 
 
 def curve(method, *, users=200, rounds=8, offered=20, seed=0):
     """Expected accuracy after each answer, K=5, Dirichlet(0.3)."""
     rng = np.random.default_rng(seed)
     prior = oracle.drawn_prior(rng, 0.3, 5)
-    eye = np.eye(5, dtype=np.float32)
+    model = lore.RewardModel(np.eye(5, dtype=np.float32), prior)
     truth, z, new = oracle.population(rng, 0.3, 5, offered, users, new_pairs=200)
     pool = lore.Preferences.from_ragged(list(z.astype(np.float32)))
     asked = np.zeros(users * offered, bool)
@@ -142,10 +147,10 @@ def curve(method, *, users=200, rounds=8, offered=20, seed=0):
         seen = lore.take_pairs(pool, asked)
         left = lore.take_pairs(pool, ~asked)
         key = jax.random.key(step) if method == "random" else None
-        scores = acquisition.score_pairs(eye, seen, prior, left, method=method, key=key)
-        best = acquisition.best_pairs(scores, left)[:, 0]
+        scores = lore.score_pairs(model, seen, left, method=method, key=key)
+        best = lore.best_pairs(scores, left)[:, 0]
         asked[np.flatnonzero(~asked)[best]] = True
-        weights = lore.adapt(eye, lore.take_pairs(pool, asked), prior=prior).weights
+        weights = lore.adapt(model, lore.take_pairs(pool, asked)).weights
         accuracies.append(oracle.expected_accuracy(truth, weights, new).mean())
     return np.array(accuracies)
 

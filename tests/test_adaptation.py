@@ -18,7 +18,7 @@ from lore_jax._solve import simplex
 RANK, FEATURES, TEMPERATURE = 3, 5, 2.0
 COUNTS = (10, 7, 6, 0, 9, 2, 8, 10)
 EMPTY = 3
-ML = lore.AdaptConfig.maximum_likelihood(temperature=TEMPERATURE)
+ML = lore.MaximumLikelihood()
 
 
 def random_basis(seed=0, rank=RANK):
@@ -39,7 +39,6 @@ def random_prior(rank=RANK, seed=2, **changes):
         "concentration": jnp.asarray(4.0, jnp.float32),
         "tempering": jnp.asarray(0.25, jnp.float32),
         "decay": jnp.asarray(0.5, jnp.float32),
-        "temperature": TEMPERATURE,
         **changes,
     }
     return lore.Prior(**fields)
@@ -62,12 +61,14 @@ def prior():
 
 @pytest.fixture(scope="module")
 def default(basis, prefs, prior):
-    return lore.adapt(basis, prefs, prior=prior)
+    return lore.adapt(lore.RewardModel(basis, prior, TEMPERATURE), prefs)
 
 
 @pytest.fixture(scope="module")
-def likeliest(basis, prefs):
-    return lore.adapt(basis, prefs, config=ML)
+def max_likelihood(basis, prefs):
+    return lore.adapt(
+        lore.RewardModel(basis, temperature=TEMPERATURE), prefs, method=ML
+    )
 
 
 def user_margins(basis, differences, temperature=TEMPERATURE):
@@ -101,15 +102,17 @@ def test_a_user_without_pairs_gets_the_mean_of_the_prior(default, prior):
     assert default.converged[EMPTY]
 
 
-def test_a_user_without_pairs_gets_uniform_weights_from_likelihood(likeliest):
-    np.testing.assert_allclose(likeliest.weights[EMPTY], np.full(3, 1 / 3), rtol=1e-6)
-    assert likeliest.gap[EMPTY] == 0
-    assert np.isnan(likeliest.loss[EMPTY])
-    assert likeliest.converged[EMPTY]
+def test_a_user_without_pairs_gets_uniform_weights_from_likelihood(max_likelihood):
+    np.testing.assert_allclose(
+        max_likelihood.weights[EMPTY], np.full(3, 1 / 3), rtol=1e-6
+    )
+    assert max_likelihood.gap[EMPTY] == 0
+    assert np.isnan(max_likelihood.loss[EMPTY])
+    assert max_likelihood.converged[EMPTY]
 
 
 def test_no_prior_is_uniform_dirichlet(basis, prefs):
-    out = lore.adapt(basis, prefs)
+    out = lore.adapt(lore.RewardModel(basis), prefs)
     np.testing.assert_allclose(out.weights[EMPTY], np.full(3, 1 / 3), rtol=1e-5)
     rng = np.random.default_rng(0)
     points = rng.dirichlet(np.ones(RANK), 200_000)
@@ -124,8 +127,8 @@ def test_no_prior_is_uniform_dirichlet(basis, prefs):
 
 @pytest.mark.parametrize("alpha", [0.5, (0.5, 1.0, 2.5)], ids=["one", "per_direction"])
 def test_maximum_a_posteriori_is_stationary(basis, prefs, alpha):
-    config = lore.AdaptConfig.maximum_a_posteriori(alpha, temperature=TEMPERATURE)
-    out = lore.adapt(basis, prefs, config=config)
+    model = lore.RewardModel(basis, temperature=TEMPERATURE)
+    out = lore.adapt(model, prefs, method=lore.MAP(alpha))
     assert out.converged.all()
     a = np.broadcast_to(alpha, RANK)
     np.testing.assert_allclose(out.weights[EMPTY], a / a.sum(), rtol=1e-6)
@@ -141,7 +144,7 @@ def test_infinite_concentration_is_the_posterior_mean(basis, prefs, tempering):
         concentration=jnp.asarray(np.inf, jnp.float32),
         tempering=jnp.asarray(tempering, jnp.float32),
     )
-    out = lore.adapt(basis, prefs, prior=prior)
+    out = lore.adapt(lore.RewardModel(basis, prior, TEMPERATURE), prefs)
     for u, z in enumerate(user_margins(basis, random_differences())):
         want = oracle_posterior_mean(z, prior)
         np.testing.assert_allclose(out.weights[u], want, rtol=1e-4, atol=1e-5)
@@ -173,7 +176,9 @@ def test_the_default_minimises_what_it_says(basis, default, prior):
     ids=lambda changes: next(iter(changes)),
 )
 def test_every_part_of_the_prior_matters(basis, prefs, prior, default, changes):
-    out = lore.adapt(basis, prefs, prior=prior.replace(**changes))
+    out = lore.adapt(
+        lore.RewardModel(basis, prior.replace(**changes), TEMPERATURE), prefs
+    )
     change = np.abs(out.weights - default.weights).max(1)
     assert change.max() > 1e-2
     if set(changes) <= {"concentration", "tempering", "decay"}:
@@ -183,37 +188,37 @@ def test_every_part_of_the_prior_matters(basis, prefs, prior, default, changes):
 def test_the_numbers_of_a_prior_may_be_plain(basis, prefs, prior, default):
     names = "concentration", "tempering", "decay"
     plain = prior.replace(**{name: float(getattr(prior, name)) for name in names})
-    out = lore.adapt(basis, prefs, prior=plain)
+    out = lore.adapt(lore.RewardModel(basis, plain, TEMPERATURE), prefs)
     np.testing.assert_array_equal(out.weights, default.weights)
 
 
-def test_maximum_likelihood_ignores_the_prior(basis, prefs, prior, likeliest):
-    out = lore.adapt(basis, prefs, prior=prior, config=ML)
-    np.testing.assert_array_equal(out.weights, likeliest.weights)
+def test_maximum_likelihood_ignores_the_prior(basis, prefs, prior, max_likelihood):
+    out = lore.adapt(lore.RewardModel(basis, prior, TEMPERATURE), prefs, method=ML)
+    np.testing.assert_array_equal(out.weights, max_likelihood.weights)
 
 
-def test_maximum_likelihood_is_optimal(basis, likeliest):
+def test_maximum_likelihood_is_optimal(basis, max_likelihood):
     """The certificate, recomputed: ⟨p, ∇f⟩ − min ∇f for the mean loss."""
-    assert likeliest.converged.all()
+    assert max_likelihood.converged.all()
     for u, z in enumerate(user_margins(basis, random_differences())):
         if len(z):
-            p = np.asarray(likeliest.weights[u], float)
+            p = np.asarray(max_likelihood.weights[u], float)
             slope = gradient(z, p, 1 / len(z))
             gap = p @ slope - slope.min()
             assert gap < 2e-4
-            assert gap <= likeliest.gap[u] + 1e-5
+            assert gap <= max_likelihood.gap[u] + 1e-5
 
 
 def test_maximum_likelihood_is_no_worse_than_500_steps_of_adam(basis, prefs):
-    reference = lore.AdaptConfig.reference(num_steps=500, learning_rate=0.1)
-    adam = lore.adapt(basis * 100, prefs, config=reference)
-    config = lore.AdaptConfig.maximum_likelihood(temperature=100.0)
-    certified = lore.adapt(basis * 100, prefs, config=config)
+    model = lore.RewardModel(basis * 100, temperature=100.0)
+    published = lore.PublishedAdam(num_steps=500, learning_rate=0.1)
+    adam = lore.adapt(model, prefs, method=published)
+    certified = lore.adapt(model, prefs, method=ML)
     some = np.arange(len(COUNTS)) != EMPTY
     assert (certified.loss[some] <= adam.loss[some] + 1e-6).all()
 
 
-def test_users_in_a_batch_equal_a_loop_over_users(basis, likeliest):
+def test_users_in_a_batch_equal_a_loop_over_users(basis, max_likelihood):
     """The batch against `simplex.solve_user`, one padded user at a time."""
     solve = jax.jit(simplex.solve_user)
     for u, z in enumerate(user_margins(basis, random_differences())):
@@ -221,24 +226,26 @@ def test_users_in_a_batch_equal_a_loop_over_users(basis, likeliest):
         padded[: len(z)] = z
         weight = (np.arange(10) < len(z)) / max(1, len(z))
         alone = solve(padded, weight.astype(np.float32))
-        np.testing.assert_allclose(alone.weights, likeliest.weights[u], atol=2e-3)
+        np.testing.assert_allclose(alone.weights, max_likelihood.weights[u], atol=2e-3)
 
 
-@pytest.mark.parametrize("config", [lore.AdaptConfig(), ML], ids=["default", "ml"])
+@pytest.mark.parametrize("method", [lore.PosteriorMean(), ML], ids=["default", "ml"])
 def test_a_result_does_not_depend_on_batch_mates(
-    basis, prefs, prior, default, likeliest, config
+    basis, prefs, prior, default, max_likelihood, method
 ):
-    together = likeliest if config == ML else default
+    together = max_likelihood if method == ML else default
     for mates in ([1], [6, EMPTY, 0], [5]):
         some = lore.take_users(prefs, mates)
-        alone = lore.adapt(basis, some, prior=prior, config=config)
+        model = lore.RewardModel(basis, prior, TEMPERATURE)
+        alone = lore.adapt(model, some, method=method)
         np.testing.assert_allclose(alone.weights, together.weights[mates], atol=1e-6)
         np.testing.assert_allclose(alone.loss, together.loss[mates], rtol=1e-6)
 
 
 def test_the_order_of_users_is_irrelevant(basis, prefs, prior, default):
     order = np.array([4, 0, 7, 3, 1, 6, 2, 5])
-    out = lore.adapt(basis, lore.take_users(prefs, order), prior=prior)
+    model = lore.RewardModel(basis, prior, TEMPERATURE)
+    out = lore.adapt(model, lore.take_users(prefs, order))
     np.testing.assert_allclose(out.weights, default.weights[order], atol=1e-6)
 
 
@@ -247,15 +254,16 @@ def test_the_order_of_pairs_is_irrelevant(basis, prefs, prior, default):
     other = lore.Preferences.from_pairs(
         prefs.features, mix, None, prefs.user[mix], prefs.num_users
     )
-    out = lore.adapt(basis, other, prior=prior)
+    out = lore.adapt(lore.RewardModel(basis, prior, TEMPERATURE), other)
     np.testing.assert_allclose(out.weights, default.weights, atol=1e-4)
 
 
-def test_directions_may_be_permuted(basis, prefs, likeliest):
+def test_directions_may_be_permuted(basis, prefs, max_likelihood):
     order = np.array([2, 0, 1])
-    out = lore.adapt(basis[:, order], prefs, config=ML)
-    np.testing.assert_allclose(out.weights, likeliest.weights[:, order], atol=5e-3)
-    np.testing.assert_allclose(out.loss, likeliest.loss, atol=1e-5)
+    model = lore.RewardModel(basis[:, order], temperature=TEMPERATURE)
+    out = lore.adapt(model, prefs, method=ML)
+    np.testing.assert_allclose(out.weights, max_likelihood.weights[:, order], atol=5e-3)
+    np.testing.assert_allclose(out.loss, max_likelihood.loss, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +277,7 @@ def test_directions_may_be_permuted(basis, prefs, likeliest):
 )
 def test_features_may_live_anywhere(basis, prefs, prior, default, make):
     moved = prefs.replace(features=make(prefs.features))
-    out = lore.adapt(basis, moved, prior=prior)
+    out = lore.adapt(lore.RewardModel(basis, prior, TEMPERATURE), moved)
     np.testing.assert_allclose(out.weights, default.weights, atol=1e-5)
 
 
@@ -286,7 +294,7 @@ def test_responses_and_their_differences_agree(basis, prior, default):
         np.repeat(np.arange(len(COUNTS)), COUNTS),
         len(COUNTS),
     )
-    out = lore.adapt(basis, prefs, prior=prior)
+    out = lore.adapt(lore.RewardModel(basis, prior, TEMPERATURE), prefs)
     np.testing.assert_allclose(out.weights, default.weights, atol=1e-3)
 
 
@@ -305,12 +313,13 @@ def differences_of(user, **fields):
 
 
 def test_a_pair_of_weight_two_is_two_pairs_and_of_weight_zero_is_none(basis, prior):
-    once = lore.adapt(basis, differences_of(5, weight=[2, 1, 0, 2, 1, 1]), prior=prior)
+    model = lore.RewardModel(basis, prior, TEMPERATURE)
+    once = lore.adapt(model, differences_of(5, sample_weight=[2, 1, 0, 2, 1, 1]))
     rows = [0, 0, 1, 3, 3, 4, 5]
-    twice = lore.adapt(basis, differences_of(5, rows=rows), prior=prior)
+    twice = lore.adapt(model, differences_of(5, rows=rows))
     np.testing.assert_allclose(once.weights, twice.weights, atol=1e-4)
     np.testing.assert_allclose(once.loss, twice.loss, rtol=1e-4)
-    none = lore.adapt(basis, differences_of(5, weight=np.zeros(6)), prior=prior)
+    none = lore.adapt(model, differences_of(5, sample_weight=np.zeros(6)))
     np.testing.assert_array_equal(none.weights[0], np.asarray(prior.mean))
     assert np.isnan(none.loss[0])
     np.testing.assert_allclose(none.weights[1], once.weights[1], atol=1e-6)
@@ -318,22 +327,23 @@ def test_a_pair_of_weight_two_is_two_pairs_and_of_weight_zero_is_none(basis, pri
 
 def test_a_soft_label_is_a_split_pair(basis, prior):
     y = np.array([1.0, 0.25, 0.6, 0.0, 1.0, 1.0])
-    soft = lore.adapt(basis, differences_of(6, label=y), prior=prior)
+    model = lore.RewardModel(basis, prior, TEMPERATURE)
+    soft = lore.adapt(model, differences_of(6, label=y))
     rows = [0, 1, 7, 2, 8, 9, 4, 5]
     weight = [1.0, 0.25, 0.75, 0.6, 0.4, 1.0, 1.0, 1.0]
-    split = lore.adapt(basis, differences_of(6, rows=rows, weight=weight), prior=prior)
+    split = lore.adapt(model, differences_of(6, rows=rows, sample_weight=weight))
     np.testing.assert_allclose(soft.weights, split.weights, atol=1e-4)
     np.testing.assert_allclose(soft.loss, split.loss, rtol=1e-4)
 
 
-def test_temperature_divides_the_margins(basis, prefs, likeliest):
-    config = lore.AdaptConfig.maximum_likelihood(temperature=8 * TEMPERATURE)
-    out = lore.adapt(8 * basis, prefs, config=config)
-    np.testing.assert_allclose(out.weights, likeliest.weights, atol=1e-4)
-    np.testing.assert_allclose(out.loss, likeliest.loss, rtol=1e-4)
+def test_temperature_divides_the_margins(basis, prefs, max_likelihood):
+    model = lore.RewardModel(8 * basis, temperature=8 * TEMPERATURE)
+    out = lore.adapt(model, prefs, method=ML)
+    np.testing.assert_allclose(out.weights, max_likelihood.weights, atol=1e-4)
+    np.testing.assert_allclose(out.loss, max_likelihood.loss, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["default", "likeliest"])
+@pytest.mark.parametrize("name", ["default", "max_likelihood"])
 def test_what_comes_back_fits_together(name, basis, prefs, request):
     out = request.getfixturevalue(name)
     np.testing.assert_allclose(out.weights.sum(1), 1, rtol=1e-5)
@@ -354,37 +364,37 @@ def test_what_comes_back_fits_together(name, basis, prefs, request):
 
 def test_no_pair_at_all(basis, prior):
     prefs = lore.Preferences.from_ragged([np.empty((0, FEATURES), np.float32)] * 2)
-    out = lore.adapt(basis, prefs, prior=prior)
+    out = lore.adapt(lore.RewardModel(basis, prior, TEMPERATURE), prefs)
     np.testing.assert_array_equal(out.weights, np.tile(prior.mean, (2, 1)))
 
 
 RANK_ONE = {
-    "default": lore.AdaptConfig(),
+    "default": lore.PosteriorMean(),
     "maximum_likelihood": ML,
-    "maximum_a_posteriori": lore.AdaptConfig.maximum_a_posteriori(2.0),
-    "reference": lore.AdaptConfig.reference(num_steps=3),
+    "maximum_a_posteriori": lore.MAP(2.0),
+    "published": lore.PublishedAdam(num_steps=3),
 }
 
 
-@pytest.mark.parametrize("config", RANK_ONE.values(), ids=RANK_ONE)
-def test_rank_one_is_the_identity(config):
+@pytest.mark.parametrize("method", RANK_ONE.values(), ids=RANK_ONE)
+def test_rank_one_is_the_identity(method):
     prefs = lore.Preferences.from_ragged(random_differences((3, 0, 2)))
-    out = lore.adapt(random_basis(rank=1), prefs, config=config)
+    out = lore.adapt(lore.RewardModel(random_basis(rank=1)), prefs, method=method)
     np.testing.assert_allclose(out.weights, np.ones((3, 1)), rtol=1e-6)
     assert out.converged[[0, 2]].all()
 
 
-def test_the_reference_starts_where_it_is_told(basis, prefs):
+def test_the_published_method_starts_where_it_is_told(basis, prefs):
     init = np.random.default_rng(0).normal(size=(len(COUNTS), RANK)).astype(np.float32)
-    config = lore.AdaptConfig.reference(num_steps=0)
-    out = lore.adapt(basis, prefs, config=config, init=init)
+    method = lore.PublishedAdam(num_steps=0, init=init)
+    out = lore.adapt(lore.RewardModel(basis), prefs, method=method)
     np.testing.assert_allclose(out.weights, lore.mixture_weights(init), rtol=1e-5)
 
 
-def test_the_reference_start_is_seeded_and_random(basis, prefs):
+def test_the_published_start_is_seeded_and_random(basis, prefs):
     def run(seed):
-        config = lore.AdaptConfig.reference(num_steps=0, seed=seed)
-        return lore.adapt(basis, prefs, config=config).weights
+        method = lore.PublishedAdam(num_steps=0, key=jax.random.key(seed))
+        return lore.adapt(lore.RewardModel(basis), prefs, method=method).weights
 
     np.testing.assert_array_equal(run(1), run(1))
     assert np.abs(run(1) - run(2)).max() > 0.1
@@ -393,7 +403,7 @@ def test_the_reference_start_is_seeded_and_random(basis, prefs):
 
 def test_batches_of_any_size_share_a_few_programs(compilations):
     """At most 20 programs from 1 to 10,000 users, wherever the features live."""
-    basis, prior = random_basis(rank=4), random_prior(rank=4, temperature=1.0)
+    model = lore.RewardModel(random_basis(rank=4), random_prior(rank=4))
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(700, FEATURES)).astype(np.float32)
     before = compilations.count
@@ -404,7 +414,7 @@ def test_batches_of_any_size_share_a_few_programs(compilations):
             prefs = lore.Preferences.from_pairs(
                 place(rows), chosen, chosen + 1, np.repeat(np.arange(users), 10)
             )
-            out = lore.adapt(basis, prefs, prior=prior)
+            out = lore.adapt(model, prefs)
             assert out.converged.all()
             first = out.weights[0] if first is None else first
             np.testing.assert_allclose(out.weights[0], first, atol=1e-4)
@@ -413,24 +423,23 @@ def test_batches_of_any_size_share_a_few_programs(compilations):
     # Servers see a new NumPy table with every request.
     for users in (4, 13, 480, 1300, 9_000, 10_000):
         parts = rng.normal(size=(users, 10, FEATURES)).astype(np.float32)
-        lore.adapt(basis, lore.Preferences.from_ragged(parts), prior=prior)
+        lore.adapt(model, lore.Preferences.from_ragged(parts))
     assert compilations.count - before <= 20
 
 
-@pytest.mark.parametrize(
-    "config", [ML, lore.AdaptConfig.maximum_a_posteriori(0.1)], ids=["ml", "map"]
-)
-def test_a_few_large_margins_are_solved_among_many_small(config, compilations):
+@pytest.mark.parametrize("method", [ML, lore.MAP(0.1)], ids=["ml", "map"])
+def test_a_few_large_margins_are_solved_among_many_small(method, compilations):
     """By a program of their own, which other calls do not compile."""
+    model = lore.RewardModel(np.eye(3, dtype=np.float32), temperature=TEMPERATURE)
     rng = np.random.default_rng(5)
     z = rng.standard_normal((70, 10, 3)).astype(np.float32)
     hard = [3, 64]
     easy = lore.Preferences.from_ragged([*np.delete(z, hard, axis=0)])
     z[hard] *= 1e4
     mixed = lore.Preferences.from_ragged([*z])
-    few = lore.adapt(np.eye(3, dtype=np.float32), easy, config=config)
+    few = lore.adapt(model, easy, method=method)
     before = compilations.count
-    out = lore.adapt(np.eye(3, dtype=np.float32), mixed, config=config)
+    out = lore.adapt(model, mixed, method=method)
     assert compilations.count > before
     assert out.converged.all()
     assert (out.num_steps[hard] > 16).all()

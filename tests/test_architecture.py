@@ -11,42 +11,69 @@ import lore_jax
 
 ROOT = pathlib.Path(lore_jax.__file__).parent
 LAYERS = (
-    {"_backend", "config", "io.files"},
-    {"_checks", "_solve.interior_point"},
-    {"_entry", "_ids", "_tables", "prior"},
-    {"_posterior.table", "_solve.simplex", "data.votes", "io.records", "preferences"},
+    {"_backend", "_pairs.row_sums", "config", "hf.texts", "io.files"},
+    {"_checks", "_equations", "hf.table", "hf.text_model", "_solve.interior_point"},
+    {"_entry", "_ids", "_tables", "hf.embedding", "prior"},
+    {"_posterior.table", "_solve.simplex", "data.votes", "preferences"},
     {
+        "_pairs.blocks",
         "_pairs.pack",
         "_pairs.used_rows",
         "_posterior.moments",
         "_posterior.sums",
+        "_solve.stored",
         "data.simulate",
         "data.splits",
+        "hf.datasets",
         "model",
     },
-    {"_pairs.blocks", "data.bowling_green", "losses", "results"},
     {
+        "_pairs.projected",
         "_train.coordinates",
+        "choosing",
+        "data.bowling_green",
+        "evaluation",
+        "hf.export",
+        "losses",
+        "results",
+    },
+    {
+        "_train.starts",
         "_train.steps",
         "adaptation",
         "data",
         "diagnostics",
-        "evaluation",
+        "heads",
         "streaming",
     },
     {
         "_train.marginal",
         "_train.published",
         "_train.resume",
-        "_train.starts",
-        "_train.validation",
+        "comparison",
+        "io.records",
+        "io.tree",
         "prediction",
     },
-    {"_train.refinement", "_train.trainer", "acquisition", "io.checkpoint"},
-    {"_train.search"},
+    {"_train.trainer", "_train.validation", "acquisition", "io.checkpoint"},
+    {"_train.refinement", "_train.search", "store"},
     {"_train.recipe"},
     {"fitting"},
     {"__init__"},
+    {
+        "cli.arrays",
+        "cli.figures",
+        "cli.intervals",
+        "cli.output",
+        "cli.table_files",
+    },
+    {"cli.quickstart", "cli.tables"},
+    {"cli.inputs", "cli.users"},
+    {"cli.options"},
+    {"cli.commands", "cli.text_commands"},
+    {"cli.app"},
+    {"cli.main"},
+    {"cli.__main__"},
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(
@@ -62,7 +89,14 @@ def label(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" and parts[:-1] else parts)
 
 
-TOUCH_FILES = {"data.bowling_green", "io.checkpoint", "io.files"}
+TOUCH_FILES = {
+    "data.bowling_green",
+    "hf.export",
+    "hf.table",
+    "io.checkpoint",
+    "io.files",
+    "store",
+}
 FILE_CALLS = {
     *("open", "read_text", "write_text", "read_bytes", "write_bytes", "unlink"),
     *("save", "savez", "load", "memmap", "tofile", "fromfile", "mkdir", "safe_open"),
@@ -129,8 +163,13 @@ def test_only_the_package_itself_is_imported_from(path):
         allowed.add("chex")
     if label(path) == "io.files":
         allowed.add("safetensors")
+    if label(path).startswith("hf."):  # Inside functions, for who has them.
+        allowed |= {"torch", "transformers", "safetensors", "sentence_transformers"}
     if label(path) == "diagnostics":  # Inside `plot`, for who has it.
         allowed.add("matplotlib")
+    if label(path).startswith("cli."):  # Of an extra, and above `lore_jax` itself.
+        allowed |= {"matplotlib", "ml_dtypes", "pyarrow", "safetensors", "tqdm"}
+        allowed.add("typer")
     for name in imported(path):
         top = name.split(".")[0]
         assert top in allowed or top in sys.stdlib_module_names, name
@@ -139,7 +178,7 @@ def test_only_the_package_itself_is_imported_from(path):
 
 @by_module
 def test_no_module_is_two_modules(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
 
 
 @by_module
@@ -158,7 +197,7 @@ def test_the_library_never_prints_asserts_or_configures_jax(path):
 
 @by_module
 def test_files_are_touched_only_where_they_may_be(path):
-    if label(path) in TOUCH_FILES:
+    if label(path) in TOUCH_FILES or label(path).startswith("cli."):
         return
     assert not FILE_MODULES & set(imported(path))
     for name, node in called(path):
@@ -175,14 +214,25 @@ def test_public_names_are_documented(path):
 
 def test_the_public_surface():
     promised = (
-        "Preferences RewardParams TrainConfig AdaptConfig init_params reward "
-        "reward_from_weights bradley_terry_loss fit adapt accuracy score save load "
-        "mixture_weights project margins evaluation data losses "
-        "posterior predict_proba start_users observe weights merge score_pairs "
-        "best_pairs acquisition prediction streaming"
+        "RewardModel RewardParams Prior Preferences Fitted Adapted Posterior Progress "
+        "UserStates UserStore ArraySource FeatureSource fit fit_prior adapt "
+        "adapt_users posterior predict_proba margins score score_rows top_k best_of_n "
+        "jury align compare "
+        "project reward reward_from_weights mixture_weights init_params uniform_prior "
+        "Marginal Search PriorSearch PublishedJoint PublishedAlternating "
+        "PosteriorMean MaximumLikelihood MAP PublishedAdam "
+        "accuracy log_loss bradley_terry_loss best_pairs score_pairs "
+        "take_users take_pairs take_shots store_as "
+        "save load save_progress load_progress save_users load_users "
+        "acquisition data diagnostics evaluation losses prediction streaming"
     )
-    missing = [name for name in promised.split() if not hasattr(lore_jax, name)]
-    assert not missing
+    exported = {
+        alias.asname
+        for node in tree(ROOT / "__init__.py").body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert exported == set(promised.split())
 
 
 def test_importing_sets_no_flag_and_starts_no_device():

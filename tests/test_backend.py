@@ -27,7 +27,7 @@ def test_every_item_is_seen_once(count):
 
 def test_items_run_at_the_same_time(monkeypatch):
     """Both wait for each other: one thread alone would time out."""
-    monkeypatch.setattr(_backend.multiprocessing, "cpu_count", lambda: 2)
+    monkeypatch.setattr(_backend, "tuning", lambda: _backend.CPU._replace(threads=2))
     barrier = threading.Barrier(2)
     _backend.for_each(lambda _: barrier.wait(timeout=30), range(2))
 
@@ -76,7 +76,7 @@ def test_threads_draw_the_random_numbers_of_the_caller():
 
 def test_results_come_in_the_order_of_the_items(monkeypatch):
     """Though the first is the last to be ready."""
-    monkeypatch.setattr(_backend.multiprocessing, "cpu_count", lambda: 2)
+    monkeypatch.setattr(_backend, "tuning", lambda: _backend.CPU._replace(threads=2))
     others = threading.Event()
 
     def square(x):
@@ -99,20 +99,24 @@ def test_an_error_of_one_item_reaches_the_caller():
 
 def test_a_batch_of_several_chunks_is_adapted_in_double_precision():
     rng = np.random.default_rng(0)
-    config = lore.AdaptConfig.reference(num_steps=3, temperature=1.0)
-    start = rng.normal(size=(1100, 3))
+    model, start = lore.RewardModel(np.eye(3)), rng.normal(size=(1100, 3))
+
+    def adapt(prefs, init):
+        method = lore.PublishedAdam(num_steps=3, init=init)
+        return lore.adapt(model, prefs, method=method)
+
     with jax.enable_x64(True):
         prefs = lore.Preferences.from_ragged(list(rng.normal(size=(1100, 2, 3))))
-        new = lore.adapt(np.eye(3), prefs, config=config, init=start)
+        new = adapt(prefs, start)
         last = lore.take_users(prefs, np.arange(1090, 1100))
-        few = lore.adapt(np.eye(3), last, config=config, init=start[1090:])
+        few = adapt(last, start[1090:])
     assert new.weights.dtype == np.float64
     np.testing.assert_allclose(new.weights[1090:], few.weights, atol=1e-12)
 
 
 _MANY_SYSTEMS = """
 import threading, jax, numpy as np
-from lore_jax import backend
+from lore_jax import _backend
 x = np.random.default_rng(0).normal(size=(256, 64, 80)).astype(np.float32)
 matrices = x @ x.transpose(0, 2, 1)
 @jax.jit
@@ -148,8 +152,8 @@ def test_groups_of_systems_are_solved_like_one(size, rank):
 
 
 @pytest.mark.parametrize("some", [True, False])
-def test_a_function_apart_is_the_function_where_there_is_something(some):
+def test_a_branch_is_its_function_where_there_is_something(some):
     x = jnp.arange(3.0)
-    total, twice = _backend.apart(lambda x: (x.sum(), 2 * x), jnp.array(some), x)
+    total, twice = _backend.cpu_branch(lambda x: (x.sum(), 2 * x), jnp.array(some), x)
     np.testing.assert_array_equal(total, 3.0 * some)
     np.testing.assert_array_equal(twice, [0, 2 * some, 4 * some])

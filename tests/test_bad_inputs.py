@@ -18,9 +18,9 @@ PRIOR = lore.Prior(
     log_weights=jnp.log(jnp.array([0.5, 0.5])),
     concentration=jnp.asarray(1.0),
     tempering=jnp.asarray(0.0),
-    temperature=3.0,
 )
-ML = lore.AdaptConfig.maximum_likelihood()
+MODEL = lore.RewardModel(BASIS)
+ML = lore.MaximumLikelihood()
 SOURCE = lore.ArraySource(X)
 
 
@@ -43,8 +43,18 @@ def params(features=4, users=2, rank=2):
     return lore.RewardParams(np.zeros((features, rank)), np.zeros((users, rank)))
 
 
-def adapt(basis=BASIS, prefs=PREFS, **settings):
-    return lore.adapt(basis, prefs, **settings)
+def fit_prior(**changes):
+    arguments = dict(basis=BASIS, prefs=PREFS, key=KEY)
+    return lore.fit_prior(**{**arguments, **changes})
+
+
+def adapt(basis=BASIS, prior=None, temperature=1.0, **settings):
+    return lore.adapt(lore.RewardModel(basis, prior, temperature), PREFS, **settings)
+
+
+def update(**changes):
+    state = lore.streaming.init(MODEL, num_users=2)
+    return lore.streaming.update(MODEL.replace(**changes), state, PREFS)
 
 
 def planted(**changes):
@@ -211,20 +221,20 @@ CASES = {
         ValueError,
         "label must have one entry per pair",
     ),
-    "weight_negative": (
-        lambda: pairs(weight=[1.0, -0.5]),
+    "sample_weight_negative": (
+        lambda: pairs(sample_weight=[1.0, -0.5]),
         ValueError,
-        r"weight must be finite and in \[0, inf\]; weight\[1\] is -0\.5",
+        r"sample_weight must be finite and in \[0, inf\]; sample_weight\[1\] is -0\.5",
     ),
-    "weight_infinite": (
-        lambda: pairs(weight=[np.inf, 1.0]),
+    "sample_weight_infinite": (
+        lambda: pairs(sample_weight=[np.inf, 1.0]),
         ValueError,
-        r"weight must be finite .*; weight\[0\] is inf",
+        r"sample_weight must be finite .*; sample_weight\[0\] is inf",
     ),
-    "weight_words": (
-        lambda: pairs(weight=["a", "b"]),
+    "sample_weight_words": (
+        lambda: pairs(sample_weight=["a", "b"]),
         TypeError,
-        "weight must hold numbers",
+        "sample_weight must hold numbers",
     ),
     "group_floats": (
         lambda: pairs(group=[0.5, 1.5]),
@@ -294,57 +304,57 @@ CASES = {
         r"weights must lie on the simplex.*row \[0\] is .*Pass softmax\(logits\)",
     ),
     "score_logits": (
-        lambda: lore.score(BASIS, LOGITS, X),
+        lambda: lore.score(MODEL, LOGITS, X),
         ValueError,
         "weights must lie on the simplex",
     ),
     "score_logits_on_device": (
-        lambda: lore.score(BASIS, jnp.asarray(LOGITS), X),
+        lambda: lore.score(MODEL, jnp.asarray(LOGITS), X),
         ValueError,
         "weights must lie on the simplex",
     ),
     "score_nan_weights": (
-        lambda: lore.score(BASIS, np.full((2, 2), np.nan), X),
+        lambda: lore.score(MODEL, np.full((2, 2), np.nan), X),
         ValueError,
         r"weights must lie on the simplex.*row \[0\] is \[nan nan\]",
     ),
     "score_rank": (
-        lambda: lore.score(BASIS, np.ones((2, 1), np.float32), X),
+        lambda: lore.score(MODEL, np.ones((2, 1), np.float32), X),
         ValueError,
         r"weights must be float\[U, K\] with U=2, K=2, got shape \(2, 1\)",
     ),
     "score_features": (
-        lambda: lore.score(BASIS, WEIGHTS, X[:, :2]),
+        lambda: lore.score(MODEL, WEIGHTS, X[:, :2]),
         ValueError,
-        "features have D=2, basis has shape",
+        r"features have D=2, model\.basis has shape",
     ),
     "score_rows_row": (
-        lambda: lore.score_rows(BASIS, WEIGHTS, X, [0, 1], [4, 5]),
+        lambda: lore.score_rows(MODEL, WEIGHTS, X, [0, 1], [4, 5]),
         ValueError,
         r"rows must be in 0 … 4 .*; rows\[1\] is 5",
     ),
     "score_rows_user": (
-        lambda: lore.score_rows(BASIS, WEIGHTS, X, [0, 2], [4, 4]),
+        lambda: lore.score_rows(MODEL, WEIGHTS, X, [0, 2], [4, 4]),
         ValueError,
         r"user must be in 0 … 1 \(U is 2\); user\[1\] is 2",
     ),
     "score_rows_shape": (
-        lambda: lore.score_rows(BASIS, WEIGHTS, X, [0, 1], [4]),
+        lambda: lore.score_rows(MODEL, WEIGHTS, X, [0, 1], [4]),
         ValueError,
         r"rows must be int\[Q\] or int\[Q, C\] with Q=2 like user",
     ),
     "top_k_too_many": (
-        lambda: lore.top_k(BASIS, WEIGHTS, X, [0], 6),
+        lambda: lore.top_k(MODEL, WEIGHTS, X, user=[0], k=6),
         ValueError,
         "k must be in 1 … 5 candidates, got 6",
     ),
     "top_k_user": (
-        lambda: lore.top_k(BASIS, WEIGHTS, X, [3], 1),
+        lambda: lore.top_k(MODEL, WEIGHTS, X, user=[3], k=1),
         ValueError,
         r"user must be in 0 … 1 .*; user\[0\] is 3",
     ),
     "margins_users": (
-        lambda: lore.margins(BASIS, WEIGHTS[:1], PREFS),
+        lambda: lore.margins(MODEL, WEIGHTS[:1], PREFS),
         ValueError,
         r"weights must be float\[U, K\] with U=2, K=2, got shape \(1, 2\)",
     ),
@@ -385,21 +395,26 @@ CASES = {
         ValueError,
         "rank must be at least 0, got -1",
     ),
-    "fit_config": (
-        lambda: fit(config=lore.AdaptConfig()),
+    "fit_recipe": (
+        lambda: fit(recipe=lore.PosteriorMean()),
         TypeError,
-        "config must be a TrainConfig, got .*AdaptConfig",
+        r"recipe must be one of Marginal, .*, got PosteriorMean\(\)",
     ),
     "fit_rank_zero": (lambda: fit(rank=0), ValueError, "anchor is required at rank 0"),
     "fit_alpha_without_anchor": (
-        lambda: fit(config=lore.TrainConfig.reference_joint(1, alpha=0.1)),
+        lambda: fit(recipe=lore.PublishedJoint(num_steps=1, alpha=0.1)),
         ValueError,
-        r"anchor is required .*config\.alpha > 0",
+        r"anchor is required .*recipe\.alpha > 0",
     ),
     "fit_anchor_shape": (
-        lambda: fit(anchor=np.ones((4, 1))),
+        lambda: fit(rank=0, anchor=np.ones((4, 1))),
         ValueError,
         r"anchor must be float\[D\] with D=4, got shape \(4, 1\)",
+    ),
+    "fit_anchor_unused": (
+        lambda: fit(anchor=np.ones(4)),
+        ValueError,
+        "anchor is used at rank 0 and by a published recipe with alpha > 0 only",
     ),
     "fit_anchor_nan": (
         lambda: fit(rank=0, anchor=np.array([1, 2, np.nan, 3])),
@@ -441,45 +456,10 @@ CASES = {
         ValueError,
         "rank='auto' and init exclude one another",
     ),
-    "fit_auto_basis": (
-        lambda: fit(rank="auto", basis=np.eye(4, 2)),
+    "fit_auto_published": (
+        lambda: fit(rank="auto", recipe=lore.PublishedJoint(num_steps=1)),
         ValueError,
-        "rank='auto' and basis exclude one another",
-    ),
-    "fit_auto_reference": (
-        lambda: fit(rank="auto", config=lore.TrainConfig.reference_joint(1)),
-        ValueError,
-        "rank='auto' and method='joint' exclude one another",
-    ),
-    "fit_basis_rank": (
-        lambda: fit(basis=np.eye(4, 3)),
-        ValueError,
-        r"basis must have K=2 columns like rank, got shape \(4, 3\)",
-    ),
-    "fit_basis_features": (
-        lambda: fit(basis=np.eye(3, 2)),
-        ValueError,
-        "features have D=4, basis has shape",
-    ),
-    "fit_basis_rank_zero": (
-        lambda: fit(rank=0, basis=np.eye(4, 2), anchor=np.ones(4)),
-        ValueError,
-        "basis needs one column per direction; rank 0 is the anchor",
-    ),
-    "fit_basis_not_finite": (
-        lambda: fit(basis=np.full((4, 2), np.nan)),
-        ValueError,
-        r"basis must be finite; basis\[0, 0\] is not",
-    ),
-    "fit_basis_init": (
-        lambda: fit(basis=np.eye(4, 2), init=params()),
-        ValueError,
-        "basis, which is kept as it is, and init exclude one another",
-    ),
-    "fit_basis_reference": (
-        lambda: fit(basis=np.eye(4, 2), config=lore.TrainConfig.reference_joint(1)),
-        ValueError,
-        "basis, which is kept as it is, and method='joint' exclude one another",
+        "rank='auto' and recipe=PublishedJoint exclude one another",
     ),
     "fit_every": (
         lambda: fit(every=0, on_progress=print),
@@ -501,16 +481,47 @@ CASES = {
         TypeError,
         "resume must be Progress",
     ),
+    # fit_prior
+    "fit_prior_features": (
+        lambda: fit_prior(basis=np.eye(3, 2)),
+        ValueError,
+        "features have D=4, basis has shape",
+    ),
+    "fit_prior_not_finite": (
+        lambda: fit_prior(basis=np.full((4, 2), np.nan)),
+        ValueError,
+        r"basis must be finite; basis\[0, 0\] is not",
+    ),
+    "fit_prior_temperature": (
+        lambda: fit_prior(temperature=0.0),
+        ValueError,
+        r"temperature must be positive and finite, got 0\.0",
+    ),
+    "fit_prior_search": (
+        lambda: fit_prior(search=lore.Search()),
+        TypeError,
+        r"search must be a PriorSearch, got Search\(",
+    ),
+    "fit_prior_nothing": (
+        lambda: fit_prior(prefs=pairs(chosen=[], rejected=[], user=[], num_users=2)),
+        ValueError,
+        "prefs holds no pair to learn from",
+    ),
     # adapt
     "adapt_features": (
         lambda: adapt(basis=np.eye(3, 2)),
         ValueError,
-        r"features have D=4, basis has shape \(3, 2\)",
+        r"features have D=4, model\.basis has shape \(3, 2\)",
     ),
-    "adapt_config": (
-        lambda: adapt(config=lore.TrainConfig()),
+    "adapt_model": (
+        lambda: lore.adapt(BASIS, PREFS),
         TypeError,
-        "config must be an AdaptConfig, got .*TrainConfig",
+        r"model must be a RewardModel, got .*ndarray.*: pass RewardModel\(basis\)",
+    ),
+    "adapt_method": (
+        lambda: adapt(method=lore.Marginal()),
+        TypeError,
+        r"method must be one of PosteriorMean, .*, got Marginal\(",
     ),
     "adapt_prior_type": (
         lambda: adapt(prior=np.ones(2)),
@@ -537,13 +548,13 @@ CASES = {
         ValueError,
         r"prior\.tempering must be at least 0, got -0\.5",
     ),
-    "train_num_starts": (
-        lambda: lore.TrainConfig(num_starts=0),
+    "recipe_num_starts": (
+        lambda: lore.Marginal(num_starts=0),
         ValueError,
         "num_starts must be",
     ),
-    "train_decays": (
-        lambda: lore.TrainConfig(decays=(float("nan"),)),
+    "search_decays": (
+        lambda: lore.Marginal(search=lore.Search(decays=(float("nan"),))),
         ValueError,
         "decays",
     ),
@@ -558,131 +569,146 @@ CASES = {
         r"prior\.concentration must be at least 0, got -2",
     ),
     "adapt_temperature": (
-        lambda: adapt(prior=PRIOR, config=lore.AdaptConfig(temperature=100.0)),
+        lambda: adapt(temperature=0.0),
         ValueError,
-        r"temperatures disagree: config\.temperature and prior\..* are 100 and 3",
+        r"model\.temperature must be positive and finite, got 0\.0",
     ),
-    "adapt_reference_temperature": (
-        lambda: adapt(prior=PRIOR, config=lore.AdaptConfig.reference()),
+    "update_temperature": (
+        lambda: update(temperature=3.0),
         ValueError,
-        "temperatures disagree: .* are 100 and 3",
+        "temperatures disagree: those of state and of model are 1 and 3",
     ),
-    "adapt_init_elsewhere": (
-        lambda: adapt(init=LOGITS, config=ML),
+    "adapt_init_and_key": (
+        lambda: lore.PublishedAdam(init=LOGITS, key=KEY),
         ValueError,
-        r"init belongs to AdaptConfig\.reference\(\); method 'maximum_likelihood'",
+        "init and key exclude one another",
+    ),
+    "adapt_std_elsewhere": (
+        lambda: adapt(method=ML, return_std=True),
+        ValueError,
+        "return_std is .*, which MaximumLikelihood does not have",
     ),
     "adapt_init_shape": (
-        lambda: adapt(init=LOGITS[:1], config=lore.AdaptConfig.reference()),
+        lambda: adapt(method=lore.PublishedAdam(init=LOGITS[:1])),
         ValueError,
-        r"init must be float\[U, K\] with U=2, K=2, got shape \(1, 2\)",
+        r"method\.init must be float\[U, K\] with U=2, K=2, got shape \(1, 2\)",
     ),
     "adapt_alpha_length": (
-        lambda: adapt(config=lore.AdaptConfig.maximum_a_posteriori((1.0, 1.0, 1.0))),
+        lambda: adapt(method=lore.MAP((1.0, 1.0, 1.0))),
         ValueError,
-        r"config\.alpha must be one number or K=2 of them, got 3",
+        r"method\.alpha must be one number or K=2 of them, got 3",
     ),
     "adapt_basis_nan": (
         lambda: adapt(basis=np.full((4, 2), np.nan, np.float32)),
         ValueError,
-        "basis must be finite",
+        r"model\.basis must be finite",
     ),
-    # configs
-    "config_method": (
-        lambda: lore.TrainConfig(method="magic"),
+    # recipes and methods
+    "recipe_start": (
+        lambda: lore.Marginal(start="magic"),
         ValueError,
-        "method must be one of .*, got 'magic'",
+        "start must be one of .*, got 'magic'",
     ),
-    "config_steps": (
-        lambda: lore.TrainConfig.reference_joint(num_steps=-1),
+    "search_holdout": (
+        lambda: lore.Search(holdout="magic"),
+        ValueError,
+        "holdout must be one of .*, got 'magic'",
+    ),
+    "recipe_search": (
+        lambda: lore.Marginal(search=lore.PriorSearch()),
+        TypeError,
+        "search must be a Search, got PriorSearch",
+    ),
+    "recipe_prior": (
+        lambda: lore.PublishedJoint(prior=lore.Search()),
+        TypeError,
+        "prior must be a PriorSearch, got a Search",
+    ),
+    "recipe_steps": (
+        lambda: lore.PublishedJoint(num_steps=-1),
         ValueError,
         "num_steps must be at least 0, got -1",
     ),
-    "config_steps_float": (
-        lambda: lore.TrainConfig.reference_alternating(num_steps=1e3),
+    "recipe_steps_float": (
+        lambda: lore.PublishedAlternating(num_steps=1000.0),
         TypeError,
         r"num_steps must be an integer, got 1000\.0",
     ),
-    "config_rate": (
-        lambda: lore.TrainConfig.reference_joint(learning_rate=0.0),
+    "recipe_rate": (
+        lambda: lore.PublishedJoint(learning_rate=0.0),
         ValueError,
         r"learning_rate must be above 0 and finite, got 0\.0",
     ),
-    "config_rate_nan": (
-        lambda: lore.TrainConfig(learning_rate=float("nan")),
+    "recipe_rate_nan": (
+        lambda: lore.Marginal(learning_rate=float("nan")),
         ValueError,
         "learning_rate must be above 0 and finite, got nan",
     ),
-    "config_temperature": (
-        lambda: lore.TrainConfig(temperature=-1.0),
+    "recipe_temperature": (
+        lambda: lore.Marginal(temperature=-1.0),
         ValueError,
         r"temperature must be above 0 and finite, got -1\.0",
     ),
-    "config_alpha": (
-        lambda: lore.TrainConfig.reference_joint(alpha=-0.1),
+    "recipe_alpha": (
+        lambda: lore.PublishedJoint(alpha=-0.1),
         ValueError,
         r"alpha must be at least 0 and finite, got -0\.1",
     ),
-    "config_prune": (
-        lambda: lore.TrainConfig(prune=True),
-        ValueError,
-        "prune belongs to method='alternating'",
+    "recipe_prune": (
+        lambda: lore.Marginal(prune=True),
+        TypeError,
+        "unexpected keyword argument 'prune'",
     ),
-    "config_unknown": (
-        lambda: lore.TrainConfig(learning_rte=0.1),
+    "recipe_unknown": (
+        lambda: lore.Marginal(learning_rte=0.1),
         TypeError,
         "unexpected keyword argument 'learning_rte'",
     ),
-    "adapt_config_method": (
-        lambda: lore.AdaptConfig(method="magic"),
-        ValueError,
-        "method must be one of .*, got 'magic'",
+    "method_alpha_missing": (
+        lambda: lore.MAP(),
+        TypeError,
+        "missing 1 required positional argument: 'alpha'",
     ),
-    "adapt_config_alpha_missing": (
-        lambda: lore.AdaptConfig(method="maximum_a_posteriori"),
-        ValueError,
-        "alpha belongs to method='maximum_a_posteriori'.*alpha=None",
+    "method_alpha_elsewhere": (
+        lambda: lore.PosteriorMean(alpha=1.0),
+        TypeError,
+        "unexpected keyword argument 'alpha'",
     ),
-    "adapt_config_alpha_elsewhere": (
-        lambda: lore.AdaptConfig(alpha=1.0),
-        ValueError,
-        r"alpha belongs to method='maximum_a_posteriori'.*alpha=1\.0",
-    ),
-    "adapt_config_alpha_zero": (
-        lambda: lore.AdaptConfig.maximum_a_posteriori(0.0),
+    "method_alpha_zero": (
+        lambda: lore.MAP(0.0),
         ValueError,
         r"alpha must be above 0 and finite, got 0\.0",
     ),
-    "adapt_config_alpha_place": (
-        lambda: lore.AdaptConfig.maximum_a_posteriori((1.0, -2.0)),
+    "method_alpha_place": (
+        lambda: lore.MAP((1.0, -2.0)),
         ValueError,
         r"alpha\[1\] is out of range: -2\.0",
     ),
-    "adapt_config_temperature": (
-        lambda: lore.AdaptConfig.maximum_likelihood(temperature=0),
-        ValueError,
-        "temperature must be above 0 and finite, got 0",
+    "method_temperature": (
+        lambda: lore.MaximumLikelihood(temperature=1.0),
+        TypeError,
+        "unexpected keyword argument 'temperature'",
     ),
     # evaluation
     "accuracy_logits": (
-        lambda: lore.accuracy(BASIS, LOGITS, PREFS),
+        lambda: lore.accuracy(MODEL, LOGITS, PREFS),
         ValueError,
         r"weights must lie on the simplex .*; row \[0\]",
     ),
     "accuracy_logits_in_lists": (
-        lambda: lore.accuracy(BASIS, LOGITS.tolist(), PREFS),
+        lambda: lore.accuracy(MODEL, LOGITS.tolist(), PREFS),
         ValueError,
         "weights must lie on the simplex",
     ),
     "accuracy_users": (
-        lambda: lore.accuracy(BASIS, np.full((3, 2), 0.5), PREFS),
+        lambda: lore.accuracy(MODEL, np.full((3, 2), 0.5), PREFS),
         ValueError,
         r"weights must be float\[U, K\] with U=2, K=2, got shape \(3, 2\)",
     ),
     "log_loss_temperature": (
-        lambda: lore.log_loss(BASIS, WEIGHTS, PREFS, temperature=float("inf")),
+        lambda: lore.log_loss(MODEL.replace(temperature=float("inf")), WEIGHTS, PREFS),
         ValueError,
-        "temperature must be positive and finite, got inf",
+        r"model\.temperature must be positive and finite, got inf",
     ),
     "interval_level": (
         lambda: lore.evaluation.bootstrap_interval([0.5], level=1.0),

@@ -30,8 +30,8 @@ def test_every_case_is_one_line_with_what_it_belongs_to(run):
         "by U: alternating",
         "raw default",
         "raw ml",
-        "floor adam",
-        "floor adapt ml",
+        "projected adam",
+        "projected adapt ml",
         "uneven default",
         "serving ml",
     ):
@@ -64,7 +64,7 @@ def test_the_table_names_the_device_and_holds_every_ratio(run):
 
 def test_an_older_run_is_compared_by_case_and_shape(run):
     path, rows = run
-    changes = measure.compare(rows, path)
+    changes = measure.compare(rows, measure.read_rows(path))
     assert len(changes) == sum("median_s" in row for row in rows)
     assert {v for row in changes for k, v in row.items() if "_over_then" in k} == {1.0}
 
@@ -83,3 +83,29 @@ def test_torch_is_asked_for_only_by_name():
     code += "sys.exit('torch' in sys.modules)"
     root = pathlib.Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_shapes_of_ones_own_and_rows_that_stay_after_a_failure(tmp_path, monkeypatch):
+    argv = ["--step", "M=20,N=30,D=8,K=2,U=3", "--adapt", "U=9,P=3,D=8,K=2"]
+    real = suite.bench_adapt.projected
+
+    def fails(*shape):
+        yield next(iter(real(*shape)))
+        raise RuntimeError("interrupted")
+
+    monkeypatch.setattr(suite.measure, "copy_bandwidth", lambda size: 1e9)
+    monkeypatch.setattr(suite.bench_adapt, "projected", fails)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        suite.main([*argv, "--out", str(tmp_path)])
+    [path] = tmp_path.glob("*.json")
+    names = [row["case"] for row in json.loads(path.read_text(encoding="utf-8"))]
+    assert names[:2] == ["copy", "read"]
+    assert "iteration default" in names
+    assert names[-1] == "projected adam"
+
+
+@pytest.mark.parametrize("text", ["M=1", "M=1,N=1,D=1,K=1,U=0", "M,N", "M=1,N=1,X=1"])
+def test_a_shape_that_is_none_is_refused(text, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        suite.main(["--step", text])
+    assert "--step" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 import lore_jax as lore
 from lore_jax.io import files
+from lore_jax.io.tree import to_record
 from lore_jax.preferences import Ids
 from lore_jax.results import History
 
@@ -27,17 +28,17 @@ def make_fit(num_users=4, num_features=5, *, pruned=False, names=True, seed=0):
     kept = jnp.array([0, 2, 6])
     params = lore.RewardParams(wide.basis[:, kept], wide.logits[:, kept])
     users = np.array(["Ünal", "b c", "", "zoe"][:num_users])
+    prior = lore.Prior(
+        atoms=jnp.eye(3),
+        log_weights=jnp.full(3, -np.log(3), jnp.float32),
+        concentration=jnp.asarray(np.inf, jnp.float32),
+        tempering=jnp.asarray(0.25, jnp.float32),
+        decay=jnp.asarray(0.5, jnp.float32),
+    )
     return lore.Fitted(
-        params=params,
+        model=lore.RewardModel(params.basis, prior, temperature=100.0),
         weights=params.weights,
-        prior=lore.Prior(
-            atoms=jnp.eye(3),
-            log_weights=jnp.full(3, -np.log(3), jnp.float32),
-            concentration=jnp.asarray(np.inf, jnp.float32),
-            tempering=jnp.asarray(0.25, jnp.float32),
-            decay=jnp.asarray(0.5, jnp.float32),
-            temperature=100.0,
-        ),
+        logits=params.logits,
         history=History(
             loss=abs(normal(6)),
             weights_norm=abs(normal(6)),
@@ -46,8 +47,7 @@ def make_fit(num_users=4, num_features=5, *, pruned=False, names=True, seed=0):
         ),
         unpruned=wide if pruned else None,
         kept=kept if pruned else None,
-        temperature=100.0,
-        config=lore.TrainConfig.reference_alternating(6, prune=pruned),
+        recipe=lore.PublishedAlternating(num_steps=6, prune=pruned),
         ids=Ids(users, np.array(["row 0", "row 1"])) if names else None,
     )
 
@@ -59,9 +59,8 @@ def assert_same(first, second):
         assert np.shape(a) == np.shape(b), path
         assert np.asarray(a).dtype == np.asarray(b).dtype, path
         np.testing.assert_array_equal(a, b, err_msg=str(path))
-    assert first.temperature == second.temperature
-    assert first.prior.temperature == second.prior.temperature
-    assert first.config == second.config
+    assert first.model.temperature == second.model.temperature
+    assert first.recipe == second.recipe
     assert first.history.selection == second.history.selection
     for name in ("users", "items"):
         a, b = (getattr(x.ids, name, None) for x in (first, second))
@@ -84,10 +83,17 @@ def test_round_trip_of_a_real_fit(tmp_path, fitted, planted):
     loaded = lore.load(path)
     assert_same(fitted, loaded)
     assert loaded.user_ids.tolist() == [f"user-{u}" for u in range(24)]
-    first, second = (
-        lore.adapt(f.basis, planted.heldout, prior=f.prior) for f in (fitted, loaded)
-    )
+    first, second = (lore.adapt(f.model, planted.heldout) for f in (fitted, loaded))
     np.testing.assert_array_equal(first.weights, second.weights)
+
+
+def test_a_fit_without_a_prior_round_trips(tmp_path):
+    original = make_fit()
+    original = original.replace(model=original.model.replace(prior=None))
+    lore.save(tmp_path / "fit", original)
+    loaded = lore.load(tmp_path / "fit")
+    assert_same(original, loaded)
+    assert loaded.model.prior is None
 
 
 def test_rank_zero_round_trips(tmp_path, make_preferences):
@@ -98,11 +104,25 @@ def test_rank_zero_round_trips(tmp_path, make_preferences):
     assert_same(original, lore.load(tmp_path / "fit"))
 
 
+@pytest.mark.parametrize("temperature", [5, np.float32(5)])
+def test_any_number_may_be_the_temperature(tmp_path, make_preferences, temperature):
+    recipe = lore.PublishedJoint(num_steps=0, temperature=temperature, prior=None)
+    original = lore.fit(
+        make_preferences(), rank=2, key=jax.random.key(0), recipe=recipe
+    )
+    lore.save(tmp_path / "fit", original)
+    assert lore.load(tmp_path / "fit").model.temperature == 5.0
+
+
 def test_double_precision_round_trips(tmp_path):
     with jax.enable_x64(True):
         fit = make_fit()
         wide = jax.tree.map(lambda x: x.astype(np.float64), fit.params)
-        original = fit.replace(params=wide, weights=wide.weights)
+        original = fit.replace(
+            model=fit.model.replace(basis=wide.basis),
+            logits=wide.logits,
+            weights=wide.weights,
+        )
         lore.save(tmp_path / "fit", original)
         assert_same(original, lore.load(tmp_path / "fit"))
 
@@ -137,13 +157,28 @@ def test_a_missing_file_is_a_missing_file(tmp_path):
         lore.load(tmp_path / "absent")
 
 
-def rewrite(path, arrays=None, drop=(), **changes):
-    """Saves the file again with other arrays and metadata."""
+def rewrite(path, arrays=None, drop=(), record=None, **changes):
+    """Saves the file again with other arrays, metadata and record.
+
+    A record is a text, or values by their place in the file's own; `...` is none.
+    """
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = {**file.metadata(), **changes}
         held = {name: file.get_tensor(name) for name in file.keys()}
     held.update(arrays or {})
     held = {name: x for name, x in held.items() if name not in drop}
+    if isinstance(record, str):
+        metadata["record"], record = record, None
+    for place, value in (record or {}).items():
+        tree = json.loads(metadata["record"])
+        *parents, last = place.split(".")
+        fields = tree["fields"]
+        for name in parents:
+            fields = fields[name]["fields"]
+        fields[last] = value
+        if value is ...:
+            del fields[last]
+        metadata["record"] = json.dumps(tree)
     metadata = {n: x for n, x in metadata.items() if n not in ("digest", *drop)}
     files.write_record(path, held, metadata)
 
@@ -158,78 +193,113 @@ def text(names):
 
 def change(name, place, value):
     """The array `name` of the saved fit with one entry, or row, replaced."""
-    array = np.array(saved_arrays()[name])
+    array = np.array(to_record(make_fit(pruned=True))[0][name])
     array[place] = value
     return dict(arrays={name: array})
 
 
-def saved_arrays():
-    fit = make_fit(pruned=True)
-    return {
-        "basis": fit.basis,
-        "logits": fit.params.logits,
-        "weights": fit.weights,
-        "atoms": fit.prior.atoms,
-        "log_weights": fit.prior.log_weights,
-        "history.loss": fit.history.loss,
-        "unpruned.basis": fit.unpruned.basis,
-        "kept": fit.kept,
-    }
+def without(name):
+    """A file whose record says that the array is None."""
+    return dict(drop=[name], record={name: None})
 
 
 DEEP = "[" * 100_000
 NAN, INFINITY = np.float32("nan"), np.float32("inf")
 HALF = np.array([1, -1, 0], np.float32)
-LONGER = json.dumps({"num_steps": 3, "method": "alternating", "temperature": 100.0})
+NO_STEPS = {
+    f"history.{name}": zeros(0) for name in ("loss", "weights_norm", "basis_norm")
+}
 DAMAGE = {
     "foreign_format": (dict(format="other.fit"), "not a lore_jax fit.*'other.fit'"),
     "no_format": (dict(drop=["format"]), "not a lore_jax fit"),
     "newer_version": (dict(version="99"), "version '99'; this lore_jax reads version"),
     "no_version": (dict(drop=["version"]), "version None"),
-    "no_basis": (dict(drop=["basis"]), r"missing \['basis'\]"),
-    "no_atoms": (dict(drop=["atoms"]), r"missing \['atoms'\]"),
-    "no_spread": (dict(drop=["spread"]), r"missing \['spread'\]"),
-    "unexpected": (dict(arrays={"evil": zeros(1)}), r"unexpected \['evil'\]"),
-    "half_pruned": (dict(drop=["kept"]), "only part of .*kept"),
+    "no_basis": (dict(drop=["model.basis"]), r"array model\.basis is missing"),
+    "no_atoms": (dict(drop=["model.prior.atoms"]), r"prior\.atoms is missing"),
+    "no_variance_scale": (
+        dict(drop=["model.prior.variance_scale"]),
+        r"array model\.prior\.variance_scale is missing",
+    ),
+    "no_name": (dict(drop=["ids.users"]), r"array ids\.users is missing"),
+    "basis_none": (without("model.basis"), r"damaged: model\.basis is missing"),
+    "atoms_none": (without("model.prior.atoms"), "is damaged"),
+    "weights_none": (without("weights"), "damaged: weights is missing"),
+    "loss_none": (without("history.loss"), r"damaged: history\.loss is missing"),
+    "unexpected": (dict(arrays={"evil": zeros(1)}), r"unexpected arrays \['evil'\]"),
+    "half_pruned": (without("kept"), "only part of .*kept"),
     "other_features": (dict(arrays={"unpruned.basis": zeros(6, 7)}), "shape .*D is"),
-    "other_users": (dict(arrays={"weights": zeros(9, 3)}), "weights has shape .*U is"),
-    "other_rank": (dict(arrays={"atoms": zeros(3, 9)}), "atoms has shape .*K is"),
-    "flat_basis": (dict(arrays={"basis": zeros(5)}), r"basis must be \[D, K\]"),
+    "other_users": (dict(arrays={"weights": zeros(9, 3)}), "logits has shape .*U is 9"),
+    "other_rank": (
+        dict(arrays={"model.prior.atoms": zeros(3, 9)}),
+        "atoms has shape .*K is",
+    ),
+    "flat_basis": (
+        dict(arrays={"model.basis": zeros(5)}),
+        r"model\.basis must be \[D, K\]",
+    ),
     "integer_basis": (
-        dict(arrays={"basis": zeros(5, 3, dtype=np.int32)}),
-        "basis has dtype int32",
+        dict(arrays={"model.basis": zeros(5, 3, dtype=np.int32)}),
+        r"model\.basis has dtype int32",
     ),
     "float_kept": (dict(arrays={"kept": zeros(3)}), "kept has dtype float32"),
-    "rank": (dict(rank="7"), "rank 7, but its basis"),
-    "rank_words": (dict(rank="seven"), "is damaged"),
-    "temperature": (dict(temperature="-1.0"), r"temperature -1, but .*config is 100"),
-    "temperature_nan": (dict(temperature="nan"), "temperature nan"),
-    "temperature_other": (dict(temperature="50.0"), "50, but that of its config"),
-    "config_not_json": (dict(config="{"), "config is not JSON"),
-    "config_deep": (dict(config=DEEP), "config is not JSON"),
-    "config_field": (dict(config='{"exec": 1}'), "is damaged.*exec"),
-    "config_value": (dict(config='{"num_steps": -1}'), "is damaged.*num_steps"),
-    "config_list": (dict(config="[1]"), "config must be an object"),
-    "config_name": (dict(config='{"ranks": {}}'), "is damaged.*ranks"),
-    "config_short": (dict(config=LONGER), "loss has 6 steps, but .*num_steps is 3"),
-    "no_config": (dict(drop=["config"]), "is damaged: missing 'config'"),
-    "selection": (dict(selection="oops"), "selection is not JSON"),
-    "selection_deep": (dict(selection=DEEP), "selection is not JSON"),
-    "selection_object": (dict(selection="{}"), "selection must be a list of objects"),
+    "temperature": (dict(record={"model.temperature": -1.0}), "temperature -1"),
+    "temperature_nan": (
+        dict(record={"model.temperature": float("nan")}),
+        "temperature nan",
+    ),
+    "temperature_words": (dict(record={"model.temperature": "1"}), "temperature '1'"),
+    "temperature_other": (
+        dict(record={"model.temperature": 50.0}),
+        "50, but that of its recipe",
+    ),
+    "no_record": (dict(drop=["record"]), "is damaged: missing 'record'"),
+    "record_not_json": (dict(record="{"), "record is not JSON"),
+    "record_deep": (dict(record=DEEP), "record is not JSON"),
+    "record_list": (dict(record="[1]"), "is damaged: unexpected arrays"),
+    "record_kind": (
+        dict(record='{"kind": "os.system", "fields": {}}'),
+        "the record is of the unknown kind 'os.system'",
+    ),
+    "model_kind": (dict(record={"model": {"kind": "eval"}}), "model is of the unknown"),
+    "model_none": (dict(record={"model": None}), "is damaged: unexpected arrays"),
+    "recipe_field": (dict(record={"recipe.exec": 1}), "recipe has the fields.*exec"),
+    "recipe_value": (dict(record={"recipe.num_steps": -1}), "is damaged.*num_steps"),
+    "recipe_list": (dict(record={"recipe": [1]}, arrays=NO_STEPS), "damaged.*recipe"),
+    "recipe_name": (dict(record={"recipe.prior": {}}), r"recipe\.prior is of the unk"),
+    "recipe_grid": (dict(record={"recipe.prior.decays": 0.5}), "is damaged.*decays"),
+    "recipe_short": (
+        dict(record={"recipe.num_steps": 3}),
+        r"loss has 6 steps, but recipe\.num_steps is 3",
+    ),
+    "no_recipe": (dict(record={"recipe": None}, arrays=NO_STEPS), "damaged.*recipe"),
+    "selection": (dict(record={"history.selection": "oops"}), "selection must be a tu"),
+    "selection_list": (dict(record={"history.selection": []}), "selection must be a t"),
+    "selection_object": (
+        dict(record={"history.selection": {"kind": "dict", "items": {}}}),
+        "selection must be a tuple of objects",
+    ),
+    "selection_rows": (
+        dict(record={"history.selection": {"kind": "tuple", "items": [1]}}),
+        "selection must be a tuple of objects",
+    ),
+    "starts": (dict(record={"history.starts": 1}), "starts must be an object"),
     "names_not_json": (
-        dict(arrays={"user_ids": np.frombuffer(b"\xff[", np.uint8)}),
-        "user_ids is not JSON",
+        dict(arrays={"ids.users": np.frombuffer(b"\xff[", np.uint8)}),
+        r"ids\.users is not JSON",
     ),
     "names_deep": (
-        dict(arrays={"item_ids": np.frombuffer(DEEP.encode(), np.uint8)}),
-        "item_ids is not JSON",
+        dict(arrays={"ids.items": np.frombuffer(DEEP.encode(), np.uint8)}),
+        r"ids\.items is not JSON",
     ),
-    "too_few_names": (dict(arrays={"user_ids": text(["a"])}), "user_ids names 1 user"),
-    "names_twice": (dict(arrays={"user_ids": text(["a", "b", "a", "c"])}), "distinct"),
-    "names_nested": (dict(arrays={"user_ids": text([["a"]] * 4)}), "list of strings"),
-    "names_mixed": (dict(arrays={"item_ids": text([1, "a"])}), "list of strings"),
-    "names_null": (dict(arrays={"item_ids": text(["a", "a\0"])}), "null character"),
-    "nan_basis": (change("basis", (2, 1), NAN), r"basis must be finite; basis\[2, 1\]"),
+    "too_few_names": (dict(arrays={"ids.users": text(["a"])}), "user_ids names 1 user"),
+    "names_twice": (dict(arrays={"ids.users": text(["a", "b", "a", "c"])}), "distinct"),
+    "names_nested": (dict(arrays={"ids.users": text([["a"]] * 4)}), "list of strings"),
+    "names_mixed": (dict(arrays={"ids.items": text([1, "a"])}), "list of strings"),
+    "names_null": (dict(arrays={"ids.items": text(["a", "a\0"])}), "null character"),
+    "nan_basis": (
+        change("model.basis", (2, 1), NAN),
+        r"basis must be finite; model\.basis\[2, 1\]",
+    ),
     "inf_logits": (change("logits", (0, 0), INFINITY), "logits must be finite"),
     "nan_loss": (change("history.loss", 3, NAN), r"history\.loss\[3\] is not"),
     "negative_loss": (change("history.loss", 3, -1), r"history\.loss must hold"),
@@ -239,10 +309,22 @@ DAMAGE = {
         change("weights", 1, np.array([1, 0, 0], np.float32)),
         r"weights must be softmax\(logits\); of user 1",
     ),
-    "atoms_off": (change("atoms", 0, HALF), "atoms must lie on the simplex"),
-    "nan_atoms": (change("atoms", (0, 1), NAN), "atoms must lie on the simplex"),
-    "log_weights": (change("log_weights", 1, -0.5), "log_weights must be normalised"),
-    "nan_log_weights": (change("log_weights", 1, NAN), "log_weights must be log"),
+    "atoms_off": (
+        change("model.prior.atoms", 0, HALF),
+        "atoms must lie on the simplex",
+    ),
+    "nan_atoms": (
+        change("model.prior.atoms", (0, 1), NAN),
+        "atoms must lie on the simplex",
+    ),
+    "log_weights": (
+        change("model.prior.log_weights", 1, -0.5),
+        "log_weights must be normalised",
+    ),
+    "nan_log_weights": (
+        change("model.prior.log_weights", 1, NAN),
+        "log_weights must be log",
+    ),
     "kept_twice": (change("kept", 1, 0), r"kept must ascend within 0 … 6"),
     "kept_beyond": (change("kept", 2, 7), "kept must ascend"),
     "kept_others": (change("kept", 1, 3), "basis must be the columns"),
@@ -260,13 +342,13 @@ DAMAGE = {
 for _name, _values in {
     "concentration": (-1, NAN),
     "tempering": (-0.1, NAN, INFINITY),
-    "spread": (-0.1, NAN, INFINITY),
+    "variance_scale": (-0.1, NAN, INFINITY),
     "decay": (NAN, INFINITY, -INFINITY),
     "margin_scale": (0, -1, NAN, INFINITY),
 }.items():
     for _value in _values:
         DAMAGE[f"{_name}_{_value}"] = (
-            dict(arrays={_name: np.array(_value, np.float32)}),
+            dict(arrays={f"model.prior.{_name}": np.array(_value, np.float32)}),
             f"{_name} is .*out of its range",
         )
 
@@ -340,13 +422,23 @@ def test_a_header_longer_than_its_file_is_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (lambda f: f.replace(temperature=50.0), "prior.temperature is 100"),
         (
-            lambda f: f.replace(params=f.params.replace(basis=f.basis * NAN)),
+            lambda f: f.replace(model=f.model.replace(temperature=50.0)),
+            "temperature 50, but that of its recipe is 100",
+        ),
+        (
+            lambda f: f.replace(model=f.model.replace(basis=f.model.basis * NAN)),
             "basis must be finite",
         ),
         (lambda f: f.replace(weights=f.weights[::-1]), r"be softmax\(logits\)"),
-        (lambda f: f.replace(prior=f.prior.replace(atoms=-f.prior.atoms)), "atoms"),
+        (
+            lambda f: f.replace(
+                model=f.model.replace(
+                    prior=f.model.prior.replace(atoms=-f.model.prior.atoms)
+                )
+            ),
+            "atoms",
+        ),
         (lambda f: f.replace(ids=Ids(np.array(["a"] * 4), None)), "must be distinct"),
     ],
     ids=["temperature", "basis", "weights", "atoms", "names"],
@@ -357,9 +449,9 @@ def test_what_loading_would_refuse_is_not_saved(tmp_path, changed, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fit_without_a_config_is_not_saved(tmp_path):
-    with pytest.raises(TypeError, match=r"fitted\.config must be a TrainConfig"):
-        lore.save(tmp_path / "fit", make_fit().replace(config=None))
+def test_a_fit_without_a_recipe_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"fitted\.recipe must be a recipe"):
+        lore.save(tmp_path / "fit", make_fit().replace(recipe=None))
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync", "write"])
@@ -401,35 +493,38 @@ def test_the_file_is_plain_safetensors(saved):
     """Nothing in it is pickled; anybody can read the arrays."""
     arrays = safetensors.numpy.load_file(saved)
     np.testing.assert_array_equal(
-        arrays["basis"], np.asarray(make_fit(pruned=True).basis)
+        arrays["model.basis"], np.asarray(make_fit(pruned=True).model.basis)
     )
 
 
 @pytest.fixture(scope="module")
 def users():
-    """(basis, pairs, state) of two users with names, one of them far from ASCII."""
+    """(model, pairs, state) of two users with names, one of them far from ASCII."""
     rng = np.random.default_rng(0)
-    prior = make_fit().prior.replace(spread=jnp.asarray(0.5, jnp.float32))
+    prior = make_fit().model.prior.replace(variance_scale=jnp.float32(0.5))
     basis = rng.normal(size=(5, 3)).astype(np.float32)
     rows = [rng.normal(size=(4, 5)).astype(np.float32) for _ in range(2)]
     names = ["Ünal", "b c"]
     prefs = lore.Preferences.from_ragged(rows, user_ids=names)
-    start = lore.start_users(prior, 2, names)
-    return basis, prefs, lore.observe(start, basis, prefs)
+    model = lore.RewardModel(basis, prior, temperature=100.0)
+    start = lore.streaming.init(model, user_ids=names)
+    return model, prefs, lore.streaming.update(model, start, prefs)
 
 
 def test_users_round_trip(tmp_path, users):
-    basis, prefs, state = users
+    model, prefs, state = users
     lore.save_users(tmp_path / "users", state)
     loaded = lore.load_users(tmp_path / "users")
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(loaded), strict=True):
         np.testing.assert_array_equal(a, b)
     assert loaded.user_ids.tolist() == ["Ünal", "b c"]
-    assert loaded.prior.temperature == 100.0
-    np.testing.assert_array_equal(lore.weights(loaded), lore.weights(state))
-    assert list(lore.observe(loaded, basis, prefs).num_pairs) == [8, 8]
+    assert loaded.temperature == 100.0
+    np.testing.assert_array_equal(
+        lore.streaming.weights(loaded), lore.streaming.weights(state)
+    )
+    assert list(lore.streaming.update(model, loaded, prefs).num_pairs) == [8, 8]
     with pytest.raises(ValueError, match="fingerprint"):
-        lore.observe(loaded, basis + 1, prefs)
+        lore.streaming.update(model.replace(basis=model.basis + 1), loaded, prefs)
 
 
 def test_damaged_and_foreign_users_are_refused(tmp_path, users, saved):
@@ -438,7 +533,7 @@ def test_damaged_and_foreign_users_are_refused(tmp_path, users, saved):
         lore.load_users(path)
     with pytest.raises(TypeError, match="state"):
         lore.save_users(path, make_fit())
-    with pytest.raises(ValueError, match="not a lore_jax set of users"):
+    with pytest.raises(ValueError, match="not a lore_jax users"):
         lore.load_users(saved)
     lore.save_users(path, users[2])
     with pytest.raises(ValueError, match="not a lore_jax fit"):
@@ -448,9 +543,8 @@ def test_damaged_and_foreign_users_are_refused(tmp_path, users, saved):
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(ValueError, match="users is truncated"):
             lore.load_users(path)
-    arrays, metadata = lore.streaming.to_arrays(users[2])
-    arrays["linear"] = arrays["linear"][:1]
-    files.write_record(path, arrays, metadata)
+    path.write_bytes(content)
+    rewrite(path, arrays={"linear": users[2].linear[:1]})
     with pytest.raises(ValueError, match="users is damaged: linear"):
         lore.load_users(path)
 
@@ -478,10 +572,10 @@ USERS_DAMAGE = {
     "no_pairs": ("num_pairs", (0,), 0, "table must be 0 for users without pairs"),
     "diagonal": ("quadratic", (1, 0), -1, "at least 0 on its diagonal.*user 1"),
     "mixed": ("quadratic", (0, 1), 1e6, "positive semi-definite.*user 0"),
-    "atoms": ("atoms", (0, 0), 2, "atoms must lie on the simplex"),
-    "log_weights": ("log_weights", (0,), -5, "log_weights must be normalised"),
-    "margin_scale": ("margin_scale", (), 0, "margin_scale must be above 0"),
-    "spread": ("spread", (), NAN, "spread must be at least 0, got nan"),
+    "atoms": ("prior.atoms", (0, 0), 2, "atoms must lie on the simplex"),
+    "log_weights": ("prior.log_weights", (0,), -5, "log_weights must be normalised"),
+    "margin_scale": ("prior.margin_scale", (), 0, "margin_scale is 0, which is out"),
+    "variance_scale": ("prior.variance_scale", (), NAN, "variance_scale is nan"),
 }
 
 
@@ -492,10 +586,10 @@ def test_sums_that_no_pairs_have_are_refused(
     tmp_path, users, name, place, value, message
 ):
     path = tmp_path / "users"
-    arrays, metadata = lore.streaming.to_arrays(users[2])
-    arrays[name] = np.array(arrays[name])
-    arrays[name][place] = value
-    files.write_record(path, arrays, metadata)
+    lore.save_users(path, users[2])
+    array = np.array(to_record(users[2])[0][name])
+    array[place] = value
+    rewrite(path, arrays={name: array})
     with pytest.raises(ValueError, match=f"users is damaged: .*{message}"):
         lore.load_users(path)
 
@@ -503,8 +597,8 @@ def test_sums_that_no_pairs_have_are_refused(
 @pytest.mark.parametrize("mark", ["", "0" * 31, "G" * 32])
 def test_fingerprints_are_32_hex_digits(tmp_path, users, mark):
     path = tmp_path / "users"
-    arrays, metadata = lore.streaming.to_arrays(users[2])
-    files.write_record(path, arrays, {**metadata, "fingerprint": mark})
+    lore.save_users(path, users[2])
+    rewrite(path, record={"fingerprint": mark})
     with pytest.raises(ValueError, match="users is damaged: fingerprint"):
         lore.load_users(path)
     with pytest.raises(ValueError, match="fingerprint"):

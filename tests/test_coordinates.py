@@ -29,7 +29,7 @@ def make_pairs(case):
         chosen,
         None if case == "differences" else rejected,
         np.arange(300) % 20,
-        weight=weight,
+        sample_weight=weight,
     )
 
 
@@ -38,14 +38,14 @@ def differences(prefs):
     x = np.asarray(prefs.features, np.float64)
     z = x[prefs.chosen]
     z = z if prefs.rejected is None else z - x[prefs.rejected]
-    return z if prefs.weight is None else z[np.asarray(prefs.weight) > 0]
+    return z if prefs.sample_weight is None else z[np.asarray(prefs.sample_weight) > 0]
 
 
 def centred_rows(prefs):
     """float64[M', D], used rows minus the mean of those they are compared with."""
     keep = np.ones(prefs.num_pairs, bool)
-    if prefs.weight is not None:
-        keep = np.asarray(prefs.weight) > 0
+    if prefs.sample_weight is not None:
+        keep = np.asarray(prefs.sample_weight) > 0
     x = np.asarray(prefs.features, np.float64)
     chosen = np.asarray(prefs.chosen)[keep]
     if prefs.rejected is None:

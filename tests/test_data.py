@@ -136,11 +136,11 @@ def test_hold_out_of_nothing_and_of_everything(make_preferences, share):
 
 
 def test_take_pairs_keeps_users_fields_and_order(make_preferences):
-    prefs = make_preferences(label=True, weight=True)
+    prefs = make_preferences(label=True, sample_weight=True)
     keep = np.arange(prefs.num_pairs) % 2 == 0
     part = data.take_pairs(prefs, keep)
     assert part.num_users == prefs.num_users
-    for name in ("chosen", "rejected", "user", "label", "weight"):
+    for name in ("chosen", "rejected", "user", "label", "sample_weight"):
         np.testing.assert_array_equal(getattr(part, name), getattr(prefs, name)[keep])
     np.testing.assert_array_equal(part.counts, np.bincount(part.user, minlength=5))
     # Per-pair results come in the caller's order, without the pairs left out.
@@ -259,11 +259,11 @@ def test_array_source_reads_a_memory_map(tmp_path, make_preferences):
     np.save(tmp_path / "table.npy", prefs.features)
     mapped = np.load(tmp_path / "table.npy", mmap_mode="r")
     moved = prefs.replace(features=data.ArraySource(mapped, block_rows=7))
-    basis = np.eye(6, 2, dtype=np.float32)
+    model = lore.RewardModel(np.eye(6, 2, dtype=np.float32))
     weights = np.full((5, 2), 0.5, np.float32)
     np.testing.assert_allclose(
-        lore.margins(basis, weights, moved),
-        lore.margins(basis, weights, prefs),
+        lore.margins(model, weights, moved),
+        lore.margins(model, weights, prefs),
         rtol=1e-6,
     )
 
@@ -278,11 +278,11 @@ def embeddings(rows=400, width=256, seed=0):
 def test_store_as_centres_before_it_rounds(make_preferences):
     prefs = make_preferences(num_rows=400, num_pairs=300).replace(features=embeddings())
     basis = np.random.default_rng(1).normal(size=(256, 2)).astype(np.float32)
-    weights = np.full((5, 2), 0.5, np.float32)
-    want = np.asarray(lore.margins(basis, weights, prefs))
+    model, weights = lore.RewardModel(basis), np.full((5, 2), 0.5, np.float32)
+    want = np.asarray(lore.margins(model, weights, prefs))
 
     def error(table):
-        got = lore.margins(basis, weights, prefs.replace(features=table))
+        got = lore.margins(model, weights, prefs.replace(features=table))
         return np.sqrt(np.mean((np.asarray(got) - want) ** 2) / np.mean(want**2))
 
     stored = data.store_as(prefs, "bfloat16")

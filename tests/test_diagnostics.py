@@ -20,11 +20,11 @@ def fitted(basis, weights, loss=(2.0, 1.0), **curve):
     )
     loss = jnp.asarray(loss)
     return lore.Fitted(
-        params=lore.RewardParams(basis=basis, logits=jnp.log(weights + 1e-9)),
+        model=lore.RewardModel(basis, prior),
         weights=weights,
-        prior=prior,
+        logits=jnp.log(weights + 1e-9),
         history=History(loss, loss, loss, **curve),
-        config=lore.TrainConfig(),
+        recipe=lore.Marginal(),
     )
 
 
@@ -35,7 +35,7 @@ def test_two_orthogonal_camps_use_two_directions():
     np.testing.assert_allclose(report["leading"], [0.5, 0.5, 0])
     np.testing.assert_allclose(report["directions"], [0.5, 0.5, 0])
     np.testing.assert_allclose(report["cosines"], np.eye(3), atol=1e-6)
-    assert report["spread"] == pytest.approx(0.5)
+    assert report["variation"] == pytest.approx(0.5)
     assert not report["collapsed"]
 
 
@@ -75,6 +75,7 @@ def test_the_validation_curve_shows_over_fitting():
     assert report["best_step"] == 8
     assert report["over_fitted"] == pytest.approx(0.03)
     assert report["last_slope"] == pytest.approx(0.25)
+    assert report["num_steps"] == 3
 
 
 def test_the_plot_shows_what_the_report_says():

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'experiments'")
 pytest.importorskip("transformers", reason="needs the extra 'experiments'")
 pytest.importorskip("tqdm", reason="needs the extra 'quickstart'")
 
-from experiments import embed, tables  # noqa: E402
+from experiments import embed, prepared  # noqa: E402
 from experiments.texts import TextIndex, load_responses  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -116,7 +116,7 @@ def test_a_killed_run_continues_where_it_stopped(tmp_path, monkeypatch):
         embed.embed_texts(reward, texts, tmp_path / "killed")
     assert json.loads((tmp_path / "killed/features.json").read_text())["done"] == 6
     with pytest.raises(ValueError, match="6 of 12"):
-        tables.load_features(tmp_path / "killed")
+        prepared.load_features(tmp_path / "killed")
 
     def counted(self, batch):
         calls.append(len(batch))

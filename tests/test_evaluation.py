@@ -24,34 +24,36 @@ ONE = np.ones((1, 1), np.float32)
 
 def test_accuracy_counts_a_zero_margin_one_half():
     prefs = line([1.0, 0.0, -1.0, 2.0, 0.0], [0, 0, 1, 1, 1], num_users=3)
-    got = lore.accuracy(ONE, np.ones((3, 1), np.float32), prefs)
+    got = lore.accuracy(lore.RewardModel(ONE), np.ones((3, 1), np.float32), prefs)
     np.testing.assert_allclose(got[:2], [0.75, 0.5], rtol=1e-6)
     assert np.isnan(got[2])
 
 
 def test_accuracy_of_interleaved_users_goes_to_the_right_user():
     prefs = line([1.0, -1.0, 1.0, -1.0], [1, 0, 1, 0])
-    got = lore.accuracy(ONE, np.ones((2, 1), np.float32), prefs)
+    got = lore.accuracy(lore.RewardModel(ONE), np.ones((2, 1), np.float32), prefs)
     np.testing.assert_array_equal(got, [0.0, 1.0])
 
 
 def test_accuracy_with_soft_labels_and_weights():
-    prefs = line([1.0, -1.0], [0, 0], label=[0.7, 0.2], weight=[3.0, 1.0])
-    got = lore.accuracy(ONE, ONE, prefs)
+    prefs = line([1.0, -1.0], [0, 0], label=[0.7, 0.2], sample_weight=[3.0, 1.0])
+    got = lore.accuracy(lore.RewardModel(ONE), ONE, prefs)
     np.testing.assert_allclose(got, [(3 * 0.7 + 0.8) / 4], rtol=1e-6)
 
 
 def test_accuracy_uses_each_users_weights():
     table = np.array([[1.0, -1.0]], np.float32)
     prefs = lore.Preferences.from_pairs(table, [0, 0], None, [0, 1])
-    got = lore.accuracy(np.eye(2), np.array([[0.9, 0.1], [0.1, 0.9]]), prefs)
+    weights = np.array([[0.9, 0.1], [0.1, 0.9]])
+    got = lore.accuracy(lore.RewardModel(np.eye(2)), weights, prefs)
     np.testing.assert_array_equal(got, [1.0, 0.0])
 
 
 def test_log_loss_matches_the_equation():
     values, y = np.array([0.3, -2.0, 5.0]), np.array([1.0, 0.4, 0.0])
     prefs = line(values, [0, 0, 1], num_users=3, label=y)
-    got = lore.log_loss(ONE, np.ones((3, 1), np.float32), prefs, temperature=2.0)
+    model = lore.RewardModel(ONE, temperature=2.0)
+    got = lore.log_loss(model, np.ones((3, 1), np.float32), prefs)
     m = values / 2
     loss = y * np.logaddexp(0, -m) + (1 - y) * np.logaddexp(0, m)
     np.testing.assert_allclose(got[:2], [loss[:2].mean(), loss[2]], rtol=1e-6)
@@ -59,9 +61,10 @@ def test_log_loss_matches_the_equation():
 
 
 def test_log_loss_is_the_users_weighting_of_the_loss(make_preferences):
-    prefs = make_preferences(weight=True, label=True)
+    prefs = make_preferences(sample_weight=True, label=True)
     params = lore.init_params(jax.random.key(0), num_users=5, num_features=6, rank=2)
-    per_user = lore.log_loss(params.basis, params.weights, prefs, 3.0)
+    model = lore.RewardModel(params.basis, temperature=3.0)
+    per_user = lore.log_loss(model, params.weights, prefs)
     want = lore.bradley_terry_loss(params, prefs, 3.0, "users")
     np.testing.assert_allclose(np.nansum(per_user), want, rtol=1e-5)
 
@@ -69,10 +72,10 @@ def test_log_loss_is_the_users_weighting_of_the_loss(make_preferences):
 def test_a_source_gives_the_same_accuracy(make_preferences):
     prefs = make_preferences()
     basis = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
-    weights = np.full((5, 2), 0.5, np.float32)
+    model, weights = lore.RewardModel(basis), np.full((5, 2), 0.5, np.float32)
     source = prefs.replace(features=lore.ArraySource(prefs.features, 7))
     np.testing.assert_array_equal(
-        lore.accuracy(basis, weights, source), lore.accuracy(basis, weights, prefs)
+        lore.accuracy(model, weights, source), lore.accuracy(model, weights, prefs)
     )
 
 
@@ -152,7 +155,8 @@ def test_four_way_scores_each_part_with_its_own_users():
     right = lore.Preferences.from_ragged([np.ones((2, 1), np.float32)])
     wrong = lore.Preferences.from_ragged([-np.ones((3, 1), np.float32)] * 2)
     parts = lore.data.FourWay(right, right, wrong, wrong)
-    got = evaluate.four_way(ONE, ONE, np.ones((2, 1), np.float32), parts)
+    model = lore.RewardModel(ONE)
+    got = evaluate.four_way(model, ONE, np.ones((2, 1), np.float32), parts)
     assert {name: np.asarray(x).tolist() for name, x in got.items()} == {
         "seen_training": [1.0],
         "seen_heldout": [1.0],

@@ -16,26 +16,25 @@ for module in ("matplotlib", "tqdm"):
 
 from fixtures import sources  # noqa: E402
 
+from experiments import __main__ as entry  # noqa: E402
 from experiments import (  # noqa: E402
     baselines,
     cli,
     figures,
     from_table,
-    intervals,
     leaks,
     parts,
     planted,
-    report,
+    result_tables,
     reward_bench,
     stored,
     synthetic,
-    tables,
 )
+from experiments import prepared as prepared_data  # noqa: E402
 from experiments.bowling_green import prepare as bowling  # noqa: E402
-from experiments.bowling_green import train_basis as bowling_train  # noqa: E402
-from experiments.bowling_green import vary_fewshot as bowling_fewshot  # noqa: E402
 from experiments.personal_llm import evaluate_at_size  # noqa: E402
 from experiments.protocol import Cell, Run, Store, judge  # noqa: E402
+from lore_jax.cli import intervals  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -53,15 +52,17 @@ def write_prepared(folder, *, users=8, pairs=12, width=6, seed=0, **config):
     features = rng.normal(size=(2 * total, width)).astype(np.float32)
     user = np.repeat(np.arange(users), pairs)
     unit = np.array([f"u{u}_{n // 2}" for u in range(users) for n in range(pairs)])
-    table = tables.PairTable.from_columns(
+    table = prepared_data.PairTable.from_columns(
         user=[f"user{u}" for u in user], unit=unit, group=unit,
         chosen=np.arange(total), rejected=np.arange(total) + total,
         seen=user < users * 2 // 3, heldout=np.tile(np.arange(pairs), users) % 6 < 2,
     )  # fmt: skip
-    tables.write_features(folder, features, head=features[0])
+    prepared_data.write_features(folder, features, head=features[0])
     table.save(folder / "pairs.npz")
     facts = {"shots": "pairs", "shot_counts": [0, 2], "ranks": [0, 1, 2]}
-    tables.write_json(folder / "config.json", {"variants": [None], **facts, **config})
+    prepared_data.write_json(
+        folder / "config.json", {"variants": [None], **facts, **config}
+    )
     return table
 
 
@@ -110,10 +111,7 @@ CHAINS = {
 def test_three_commands(tmp_path, name, capsys):
     for module in ("torch", "transformers"):
         pytest.importorskip(module, reason="needs the extra 'experiments'")
-    prepare, train, fewshot = (
-        importlib.import_module(f"experiments.{name}.{script}")
-        for script in ("prepare", "train_basis", "vary_fewshot")
-    )
+    prepare = importlib.import_module(f"experiments.{name}.prepare")
     write_source(name, tmp_path / "data")
     model = sources.save_tiny(tmp_path / "model")
     argv = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "prepared")]
@@ -122,8 +120,8 @@ def test_three_commands(tmp_path, name, capsys):
     prepare.main([*argv, *flags])
     folders = ["--data", str(tmp_path / "prepared"), "--out", str(tmp_path / "runs")]
     folders += [*QUICK, "--methods", *methods]
-    (trained,) = train.main(folders)
-    (swept,) = fewshot.main(folders)
+    (trained,) = entry.main(["train_basis", name, *folders])
+    (swept,) = entry.main(["vary_fewshot", name, *folders])
     found = pictures(tmp_path / "runs")
     shots = "accuracy_by_shots" + ("_rank_2" if "alternating" in methods else "")
     assert found == {"accuracy_by_rank", shots}
@@ -195,8 +193,8 @@ def test_bowling_green_from_a_raw_export(tmp_path, monkeypatch):
     np.testing.assert_array_equal(matrix, votes[np.ix_(enough, kept)])
     folders = ["--data", str(tmp_path / "prepared"), "--out", str(tmp_path / "runs")]
     folders += [*QUICK, "--methods", "global", "lore", "auto"]
-    (trained,) = bowling_train.main(folders)
-    (swept,) = bowling_fewshot.main(folders)
+    (trained,) = entry.main(["train_basis", "bowling_green", *folders])
+    (swept,) = entry.main(["vary_fewshot", "bowling_green", *folders])
     assert pictures(tmp_path / "runs") == set(PICTURES)
     assert set(trained["counts"]) == {"split_0"}
     rows = {row["method"] for row in trained["table"]}
@@ -218,7 +216,7 @@ def test_bowling_green_from_a_raw_export(tmp_path, monkeypatch):
 
 def test_bowling_green_shipped_votes_have_no_vote_on_two_sides(tmp_path):
     bowling.main(["--out", str(tmp_path), "--splits", "1", "--max-training", "3"])
-    found = tables.load(tmp_path, "split_0")
+    found = prepared_data.load(tmp_path, "split_0")
     assert found.features.shape == (607, 384)
     table = found.pairs
     moved = table.heldout.copy()
@@ -286,7 +284,7 @@ def test_from_table_with_ready_embeddings(tmp_path, ending):
     trained, _ = from_table.main([*argv, "--methods", "alone"])
     counts = trained["counts"]["prepared"]["seen_training"]
     assert counts["judgements"] == counts["user_rows"] > 0
-    found = tables.load(tmp_path / "runs/prepared").pairs
+    found = prepared_data.load(tmp_path / "runs/prepared").pairs
     assert set(found.weight.tolist()) == {2.0}
     for user in range(6):  # no row of a person on both sides
         mine = found.select(found.user == user)
@@ -461,7 +459,7 @@ def test_variants_are_populations_or_splits(tmp_path):
         names = ["alpha_1", "alpha_10"]
         table = write_prepared(tmp_path / "p", variants=names, variants_are=kind)
         for name in names:
-            table.save(tables.pairs_path(tmp_path / "p", name))
+            table.save(prepared_data.pairs_path(tmp_path / "p", name))
         found = cli.train_main("x", "y", [*argv, str(tmp_path / kind)])
         assert len(found) == number
         rows = [row for results in found for row in results["table"]]
@@ -598,14 +596,16 @@ def test_published_recipes_see_scaled_features_and_fold_back(prepared):
     far = [part.replace(features=7 * np.asarray(part.features)) for part in split.data]
     moved = parts.dataclasses.replace(split, data=lore.data.FourWay(*far))
     again = recipe.fit(moved, 0)
-    np.testing.assert_allclose(7 * again.basis, fitted.basis, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        7 * again.model.basis, fitted.model.basis, rtol=1e-4, atol=1e-4
+    )
     table = np.asarray(split.data.seen.features)
     scale = 100 / np.linalg.norm(table - table.mean(0), axis=1).mean()
     key = baselines.jax.random.key(0)
     scaled = split.data.seen.replace(features=(table - table.mean(0)) * scale)
-    config = lore.TrainConfig.reference_joint(num_steps=5)
-    plain = lore.fit(scaled, rank=2, key=key, config=config)
-    np.testing.assert_allclose(fitted.basis, plain.basis * scale, rtol=1e-4)
+    config = lore.PublishedJoint(num_steps=5)
+    plain = lore.fit(scaled, rank=2, key=key, recipe=config)
+    np.testing.assert_allclose(fitted.model.basis, plain.model.basis * scale, rtol=1e-4)
 
 
 def test_published_recipes_do_not_centre_differences():
@@ -620,9 +620,9 @@ def test_published_recipes_do_not_centre_differences():
         prefs.replace(features=np.asarray(prefs.features) * np.float32(scale)),
         rank=1,
         key=baselines.jax.random.key(0),
-        config=lore.TrainConfig.reference_joint(num_steps=5),
+        recipe=lore.PublishedJoint(num_steps=5),
     )
-    np.testing.assert_allclose(fitted.basis, plain.basis * scale, rtol=1e-4)
+    np.testing.assert_allclose(fitted.model.basis, plain.model.basis * scale, rtol=1e-4)
 
 
 def test_labels_say_what_is_not_as_published():
@@ -640,7 +640,7 @@ def test_labels_say_what_is_not_as_published():
 
 def test_each_user_alone_solves_its_own_ridge_problem(prepared):
     seen = parts.list_splits([prepared])[0].load().data.seen
-    own = baselines.Alone(ridge=0.7, scale=3.0)
+    own = baselines.PerUserBradleyTerry(ridge=0.7, scale=3.0)
     direction = own.directions(seen)[:, 2].astype(np.float64)
     delta = baselines.differences(seen, 2)
     p = 1 / (1 + np.exp(-delta @ direction))
@@ -649,14 +649,16 @@ def test_each_user_alone_solves_its_own_ridge_problem(prepared):
     ones = np.tile(direction[:, None], seen.num_users).astype(np.float32)
     alike = np.ones((seen.num_users, 1), np.float32)
     users, _ = judge(baselines.own_margins(ones, seen), seen)
-    plain = lore.accuracy(ones[:, :1], alike, seen)
+    plain = lore.accuracy(
+        lore.RewardModel(ones[:, :1]), alike, seen, user_ids=seen.user_ids
+    )
     np.testing.assert_allclose(users[""], plain)
 
 
 def test_another_users_weights_are_nobodys_own():
     weights = np.eye(7)
     for seed in range(5):
-        other = baselines.someone_else(weights, seed)
+        other = baselines.shuffled_weights(weights, seed)
         assert (other != weights).any(1).all()
         np.testing.assert_array_equal(other.sum(0), 1)
 
@@ -669,10 +671,14 @@ def test_judged_pairs_are_those_of_the_library():
     )  # fmt: skip
     basis, p = np.eye(3, dtype=np.float32), rng.dirichlet(np.ones(3), 4)
     p = p.astype(np.float32)
-    margins = np.asarray(lore.margins(basis, p, prefs, 0.5))[prefs.order]
+    margins = np.asarray(
+        lore.margins(lore.RewardModel(basis, temperature=0.5), p, prefs)
+    )[prefs.order]
     users, error = judge(margins, prefs)
-    np.testing.assert_allclose(users[""], lore.accuracy(basis, p, prefs), rtol=1e-6)
-    loss = lore.log_loss(basis, p, prefs, 0.5)
+    np.testing.assert_allclose(
+        users[""], lore.accuracy(lore.RewardModel(basis), p, prefs), rtol=1e-6
+    )
+    loss = lore.log_loss(lore.RewardModel(basis, temperature=0.5), p, prefs)
     np.testing.assert_allclose(users["_log_loss"], loss, rtol=1e-5)
     chance, label = 1 / (1 + np.exp(-margins)), np.asarray(prefs.label)
     for user in range(3):
@@ -723,7 +729,7 @@ def test_intervals_of_splits_that_share_users_are_no_narrower_than_of_one():
 
 
 def test_rows_average_seeds_and_pair_differences():
-    rows = report.Rows({s: {"seen": ["x", "y", "z"]} for s in "ab"})
+    rows = result_tables.Rows({s: {"seen": ["x", "y", "z"]} for s in "ab"})
     for split, base in (("a", 0.5), ("b", 0.7)):
         for seed in (0.0, 0.1):
             values = np.array([base, base + 0.2, np.nan]) + seed
@@ -744,11 +750,11 @@ def test_the_rank_is_chosen_by_fit_among_those_asked_for(prepared, monkeypatch):
     monkeypatch.setattr(lore, "fit", lambda prefs, **found: asked.update(found))
     recipe.fit(parts.list_splits([prepared])[0].load(), 0)
     assert asked["rank"] == "auto"
-    assert asked["config"].ranks == (1, 2, 5)
+    assert asked["recipe"].search.ranks == (1, 2, 5)
 
 
 def test_a_leak_stops_a_run(prepared, tmp_path):
-    found = tables.load(prepared)
+    found = prepared_data.load(prepared)
     heldout = found.pairs.heldout.copy()
     heldout[np.flatnonzero(heldout)[0]] = False
     parts.dataclasses.replace(found.pairs, heldout=heldout).save(prepared / "pairs.npz")
@@ -790,21 +796,21 @@ def test_reward_bench_on_a_fixture(tmp_path, prepared):
         rng.normal(size=(24, 16)).astype(np.float32), np.arange(12), np.arange(12, 24),
         np.arange(12) % 3, 3, user_ids=["ann", "bob", "eve"],
     )  # fmt: skip
-    config = lore.TrainConfig(num_steps=3, num_atoms=4, ridges=(0.1,))
+    config = lore.Marginal(num_steps=3, search=lore.Search(num_atoms=4, ridges=(0.1,)))
     key = baselines.jax.random.key(0)
-    fitted = lore.fit(prefs, rank=2, key=key, config=config)
+    fitted = lore.fit(prefs, rank=2, key=key, recipe=config)
     lore.save(tmp_path / "fit.safetensors", fitted)
     argv = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "runs")]
     argv += ["--model", str(model), "--model-dtype", "float32", "--device", "cpu"]
     argv += ["--table-dtype", "float32", "--fit", str(tmp_path / "fit.safetensors")]
     table = reward_bench.main([*argv, "--users", "bob"])
-    names = ["reference head", "direction 0", "direction 1", "population mixture"]
+    names = ["base reward head", "direction 0", "direction 1", "population mixture"]
     assert list(table) == [*names, "user bob"]
     with open(tmp_path / "runs/reward_bench.csv", newline="") as file:
         header, first, *rest = csv.reader(file)
     assert header == ["reward", "Focus", "Math", "Ties", "mean"]
     assert len(rest) == 4
-    features = tables.load_features(tmp_path / "runs/prepared")
+    features = prepared_data.load_features(tmp_path / "runs/prepared")
     head = np.load(tmp_path / "runs/prepared/head.npy")
     prompts = reward_bench.read_prompts(bench_rows(), reward_bench.TextIndex())
     right = [int((features @ head)[p.rows].argmax() == 0) for p in prompts[:3]]
@@ -963,8 +969,7 @@ def test_bowling_green_codes_beyond_int16():
 
 
 SCRIPTS = [
-    *(f"{d}.{s}" for d in (*CHAINS, "bowling_green")
-      for s in ("prepare", "train_basis", "vary_fewshot")),
+    *(f"{d}.prepare" for d in (*CHAINS, "bowling_green")),
     *("from_table", "reward_bench", "synthetic", "personal_llm.evaluate_at_size"),
 ]  # fmt: skip
 
@@ -976,13 +981,27 @@ def test_help(name, capsys):
     assert "--out" in capsys.readouterr().out
 
 
-def test_the_ten_line_file_of_the_readme(tmp_path):
-    readme = Path(__file__).parent.parent / "README.md"
-    text = readme.read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+@pytest.mark.parametrize("command", entry.COMMANDS)
+def test_help_of_the_entry(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        entry.main([command, "prism", "--help"])
+    assert "--out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [[], ["train_basis"], ["train", "prism"]])
+def test_an_entry_without_a_command_says_what_there_is(argv, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        entry.main(argv)
+    assert "train_basis DATASET" in capsys.readouterr().out
+
+
+def test_the_ten_line_file_of_the_documentation(tmp_path):
+    page = Path(__file__).parent.parent / "docs" / "own_data.md"
+    text = page.read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
     assert len(text.splitlines()) == 10
     table = tmp_path / "mine.csv"
     table.write_text(text)
     assert from_table.main([str(table), "--texts-only", "--out", str(tmp_path)]) == []
-    pairs = tables.PairTable.load(tmp_path / "prepared" / "pairs.npz")
+    pairs = prepared_data.PairTable.load(tmp_path / "prepared" / "pairs.npz")
     assert len(pairs.chosen) == 9
     assert sorted(pairs.users) == ["ann", "bob", "cat"]

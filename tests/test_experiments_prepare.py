@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fixtures import sources
 
-from experiments import prepare, stored, tables
+from experiments import prepare, prepared, stored
 from experiments.leaks import LeakError, check_split
 from experiments.personal_llm import prepare as personal_llm
 from experiments.prism import prepare as prism
@@ -349,7 +349,7 @@ def test_prepare_writes_a_folder_that_reads_back(tmp_path, monkeypatch, name):
     argv = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     argv += ["--model", str(model), "--model-dtype", "float32", "--device", "cpu"]
     report = main([*argv, *flags])
-    found = tables.load(tmp_path / "out", variant)
+    found = prepared.load(tmp_path / "out", variant)
     assert found.features.shape == (report["texts"], 16)
     assert str(found.features.dtype) == "bfloat16"
     assert found.head.shape == (16,)
@@ -391,7 +391,7 @@ def test_a_killed_prepare_continues(tmp_path, monkeypatch):
     assert 0 < json.loads(marker.read_text())["done"] == len(rows) < 320
     assert not (tmp_path / "killed/report.json").exists()
     tldr.main([*argv, "--out", str(tmp_path / "killed")])
-    whole, again = (tables.load(tmp_path / name) for name in ("whole", "killed"))
+    whole, again = (prepared.load(tmp_path / name) for name in ("whole", "killed"))
     np.testing.assert_allclose(again.features, whole.features, atol=1e-5)
     np.testing.assert_array_equal(again.pairs.chosen, whole.pairs.chosen)
 
@@ -478,7 +478,7 @@ def test_help(main, capsys):
 
 
 def test_pair_table_keeps_everything(tmp_path):
-    table = tables.PairTable.from_columns(
+    table = prepared.PairTable.from_columns(
         user=["b", "a", "b"], unit=["u", "v", "w"], group=["g", "h", "i"],
         chosen=[0, 1, 2], rejected=[3, 4, 5], seen=[True, False, True],
         heldout=[False, False, True], label=[1, 0.5, 1], weight=None,
@@ -486,13 +486,13 @@ def test_pair_table_keeps_everything(tmp_path):
     assert table.users.tolist() == ["a", "b"]
     assert table.seen.tolist() == [False, True]
     table.save(tmp_path / "pairs.npz")
-    again = tables.PairTable.load(tmp_path / "pairs.npz")
+    again = prepared.PairTable.load(tmp_path / "pairs.npz")
     assert again.weight is None
     for name in ("users", "seen", "user", "unit", "chosen", "heldout", "label"):
         np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
     assert list(tmp_path.iterdir()) == [tmp_path / "pairs.npz"]
     with pytest.raises(ValueError, match="compares row 1 with itself"):
-        tables.PairTable.from_columns(
+        prepared.PairTable.from_columns(
             user=["a"], unit=["u"], group=["g"], chosen=[1], rejected=[1],
             seen=[True], heldout=[True],
         )  # fmt: skip
@@ -503,15 +503,15 @@ def test_ready_embeddings_are_written_and_read(tmp_path, dtype):
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="comes with jax")
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     features = np.random.default_rng(0).normal(size=(6, 3)).astype(kind)
-    tables.write_features(tmp_path, features, head=np.ones((1, 3)))
-    found = tables.load_features(tmp_path)
+    prepared.write_features(tmp_path, features, head=np.ones((1, 3)))
+    found = prepared.load_features(tmp_path)
     assert str(found.dtype) == ("bfloat16" if dtype == "bfloat16" else "float32")
     np.testing.assert_array_equal(found, features.astype(found.dtype))
     assert np.load(tmp_path / "head.npy").shape == (3,)
 
 
 def two_pairs(**changes):
-    return tables.PairTable.from_columns(
+    return prepared.PairTable.from_columns(
         **{
             **dict(user=["a", "b"], unit=["u", "v"], group=["g", "h"]),
             **dict(chosen=[0, 1], rejected=[2, 3], seen=[True, False]),
@@ -537,7 +537,7 @@ def test_a_pair_table_that_cannot_be_is_refused(tmp_path, change, message):
     path = tmp_path / "pairs.npz"
     stored.write_arrays(path, **{**vars(two_pairs()), "label": np.ones(2), **change})
     with pytest.raises(ValueError, match=rf"pairs\.npz is damaged: {message}"):
-        tables.PairTable.load(path)
+        prepared.PairTable.load(path)
 
 
 def test_damaged_npz_files_are_refused(tmp_path):
@@ -552,7 +552,7 @@ def test_damaged_npz_files_are_refused(tmp_path):
             changed if trial % 2 else content[: rng.integers(len(content))]
         )
         try:
-            found = tables.PairTable.load(path)
+            found = prepared.PairTable.load(path)
         except ValueError as error:
             assert str(path) in str(error)  # noqa: PT017
         else:  # Dates and such in the archive's directory.
@@ -563,49 +563,49 @@ def test_damaged_npz_files_are_refused(tmp_path):
         size = len(text).to_bytes(2, "little")
         archive.writestr("users.npy", b"\x93NUMPY\x01\x00" + size + text)
     with pytest.raises(ValueError, match=r"pairs\.npz is no whole .*makes 9007"):
-        tables.PairTable.load(path)
+        prepared.PairTable.load(path)
     stored.write_arrays(path, evil=np.zeros(3))
     with pytest.raises(ValueError, match=r"no pair table: .*unexpected \['evil'\]"):
-        tables.PairTable.load(path)
+        prepared.PairTable.load(path)
 
 
 def test_a_head_of_another_table_is_refused(tmp_path):
     features = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     two_pairs().save(tmp_path / "pairs.npz")
     stored.write_json(tmp_path / "config.json", {})
-    tables.write_features(tmp_path, features, head=np.ones(3))
-    assert tables.load(tmp_path).head.tolist() == [1, 1, 1]
+    prepared.write_features(tmp_path, features, head=np.ones(3))
+    assert prepared.load(tmp_path).head.tolist() == [1, 1, 1]
     stored.write_array(tmp_path / "head.npy", np.zeros(3, np.float32))
     with pytest.raises(ValueError, match=r"head\.npy belongs to another feature table"):
-        tables.load(tmp_path)
-    tables.write_features(tmp_path, features)
-    assert tables.load(tmp_path).head is None
+        prepared.load(tmp_path)
+    prepared.write_features(tmp_path, features)
+    assert prepared.load(tmp_path).head is None
     assert not (tmp_path / "head.npy").exists()
-    tables.write_features(tmp_path, features[:3])
+    prepared.write_features(tmp_path, features[:3])
     with pytest.raises(ValueError, match="a pair asks for row 3, but there are 3"):
-        tables.load(tmp_path)
+        prepared.load(tmp_path)
 
 
 def test_damaged_feature_files_name_themselves(tmp_path):
     features = np.ones((6, 3), np.float32)
-    tables.write_features(tmp_path, features)
+    prepared.write_features(tmp_path, features)
     path = tmp_path / "features.npy"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"features\.npy is no whole \.npy file"):
-        tables.load_features(tmp_path)
+        prepared.load_features(tmp_path)
     (tmp_path / "features.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"features\.json is no JSON"):
-        tables.load_features(tmp_path)
+        prepared.load_features(tmp_path)
 
 
 def test_prepared_pairs_become_preferences(tmp_path):
     features = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    table = tables.PairTable.from_columns(
+    table = prepared.PairTable.from_columns(
         user=["b", "a", "b"], unit=["u", "v", "w"], group=["g", "h", "i"],
         chosen=[0, 1, 2], rejected=[3, 4, 5], seen=[True, False, True],
         heldout=[False, False, True],
     )  # fmt: skip
-    found = tables.Prepared(tmp_path, table, features, None, {})
+    found = prepared.Prepared(tmp_path, table, features, None, {})
     prefs = found.preferences(table.select(table.mask(seen=True)))
     assert prefs.num_users == 1
     np.testing.assert_array_equal(np.asarray(prefs.features), features[[0, 2, 3, 5]])

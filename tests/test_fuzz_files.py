@@ -3,6 +3,8 @@
 `FUZZ_FILES=20000 pytest tests/test_fuzz_files.py` tries more; `.ci/slow` does.
 """
 
+import copy
+import json
 import os
 
 import jax
@@ -11,10 +13,9 @@ import pytest
 from test_checkpoint import make_fit
 
 import lore_jax as lore
-from lore_jax import streaming
-from lore_jax._train import resume
 from lore_jax._train.resume import seal
 from lore_jax.io import checkpoint, files
+from lore_jax.io.tree import VERSION
 from lore_jax.results import Metrics, Progress
 
 NUMBER = int(os.environ.get("FUZZ_FILES", "2100"))
@@ -24,15 +25,22 @@ TEXTS = [
     *("", "null", "[]", "{}", "-1", "1e999", "NaN", "[" * 50_000, "9" * 5000),
     *('{"a": ' * 3000, "\\ud83d", "\0", "0" * 32, '["a", "a"]', "[[1]]", "true"),
 ]
+VALUES = [
+    *(None, True, False, -1, 0, 3, 0.5, -0.0, float("nan"), float("inf"), 2**70),
+    *("", "text", [], [1], [[]], {}, {"kind": "array"}, {"kind": "tuple", "items": []}),
+    *({"kind": "dict", "items": {}}, {"kind": "Ids"}, {"kind": "Search", "fields": {}}),
+]
 
 
 def make_users():
     rng = np.random.default_rng(0)
-    prior = jax.tree.map(np.asarray, make_fit().prior)
+    prior = jax.tree.map(np.asarray, make_fit().model.prior)
+    basis = rng.normal(size=(5, 3)).astype(np.float32)
     rows = [rng.normal(size=(3, 5)).astype(np.float32) for _ in range(2)]
     prefs = lore.Preferences.from_ragged(rows, user_ids=["a", "b"])
-    start = lore.start_users(prior, 2, ["a", "b"])
-    return lore.observe(start, rng.normal(size=(5, 3)).astype(np.float32), prefs)
+    model = lore.RewardModel(basis, prior, temperature=100.0)
+    start = lore.streaming.init(model, user_ids=["a", "b"])
+    return lore.streaming.update(model, start, prefs)
 
 
 def make_progress():
@@ -105,11 +113,6 @@ def header(rng, content):
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
-FORMATS = {
-    "fit": (checkpoint.FORMAT, checkpoint.VERSION),
-    "users": (streaming.FORMAT, streaming.VERSION),
-    "progress": (resume.FORMAT, resume.VERSION),
-}
 BYTES = (flip, cut, lengthen, overwrite, move, header)
 
 
@@ -154,7 +157,30 @@ def change_text(rng, arrays, metadata):
     return arrays, {**metadata, name: TEXTS[rng.integers(len(TEXTS))]}
 
 
-CONTENT = (change_array, change_shape, change_names, change_text)
+def change_record(rng, arrays, metadata):
+    """One value of the record's JSON, or a part of it, is another."""
+    record = json.loads(metadata["record"])
+    places = list(places_of(record))
+    holder, key = places[rng.integers(len(places))]
+    other, name = places[rng.integers(len(places))]
+    values = (*VALUES, other[name])
+    value = values[rng.integers(len(values))]
+    if json.dumps(value) == json.dumps(holder[key]):
+        return None
+    holder[key] = copy.deepcopy(value)
+    return arrays, {**metadata, "record": json.dumps(record)}
+
+
+def places_of(tree):
+    """(dict or list, key or place) of everything in a tree of JSON."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        yield tree, key
+        if isinstance(value, dict | list):
+            yield from places_of(value)
+
+
+CONTENT = (change_array, change_shape, change_names, change_text, change_record)
 
 
 def same(first, second) -> bool:
@@ -199,7 +225,7 @@ def test_no_wrong_exception_where_the_digest_is_right(tmp_path, kind):
     save, load, make = KINDS[kind]
     path = tmp_path / kind
     save(path, make())
-    arrays, metadata = files.read_record(path, *FORMATS[kind], kind)
+    arrays, metadata = files.read_record(path, f"lore_jax.{kind}", VERSION, kind)
     rng = np.random.default_rng([SEED, len(kind), 1])
     refused = 0
     for trial in range(NUMBER // 6):

@@ -11,10 +11,11 @@ import pytest
 
 import lore_jax as lore
 from lore_jax import _ids
+from lore_jax.io.tree import from_record, to_record
 from lore_jax.preferences import Ids
 
 X = np.eye(4, dtype=np.float32)
-BASIS = np.eye(4, 2, dtype=np.float32)
+MODEL = lore.RewardModel(np.eye(4, 2, dtype=np.float32))
 
 
 class NAType:
@@ -253,17 +254,21 @@ def test_named_records_are_trees():
         concentration=np.float32(1),
         tempering=np.float32(0),
     )
-    states = [lore.start_users(prior, 2, names) for names in (["a", "b"], [7, 9])]
+    model = MODEL.replace(prior=prior)
+    states = [
+        lore.streaming.init(model, user_ids=names) for names in (["a", "b"], [7, 9])
+    ]
     count = jax.jit(lambda state: state.num_pairs.sum())
     assert [float(count(states[i])) for i in (0, 0, 1)] == [0.0, 0.0, 0.0]
     moved = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state))(states[1])
     assert moved.user_ids.tolist() == [7, 9]
-    merged = lore.merge(states[1], lore.start_users(prior, 2, [9, 3]))
+    merged = lore.streaming.merge(
+        states[1], lore.streaming.init(model, user_ids=[9, 3])
+    )
     assert merged.user_ids.tolist() == [7, 9, 3]
     with pytest.raises(TypeError, match="b holds integers and a strings"):
-        lore.merge(*states)
-    arrays, metadata = lore.streaming.to_arrays(states[1])
-    assert lore.streaming.from_arrays(arrays, metadata).user_ids.tolist() == [7, 9]
+        lore.streaming.merge(*states)
+    assert from_record(*to_record(states[1])).user_ids.tolist() == [7, 9]
 
 
 def adapted(weights, names):
@@ -277,15 +282,16 @@ def test_weights_of_records_are_matched_by_name():
     prefs = pairs(["ann", "bob"])
     bare = np.array([[0, 1], [1, 0]], np.float32)
     for function in (lore.margins, lore.accuracy, lore.log_loss):
-        np.testing.assert_array_equal(
-            function(BASIS, new, prefs), function(BASIS, bare, prefs)
-        )
-    scores, rows = lore.top_k(BASIS, new, X, user=["ann", "bob"], k=1)
+        by_name = function(MODEL, new, prefs)
+        np.testing.assert_array_equal(by_name, function(MODEL, bare, pairs([0, 1])))
+        same = function(MODEL, bare[::-1], prefs, user_ids=["bob", "ann"])
+        np.testing.assert_array_equal(by_name, same)
+    scores, rows = lore.top_k(MODEL, new, X, user=["ann", "bob"], k=1)
     np.testing.assert_array_equal(rows[:, 0], [1, 0])
     np.testing.assert_array_equal(
-        lore.score_rows(BASIS, new, X, ["ann", "bob"], [1, 1]), [1, 0]
+        lore.score_rows(MODEL, new, X, ["ann", "bob"], [1, 1]), [1, 0]
     )
-    np.testing.assert_array_equal(lore.score(BASIS, new, X)[:, 0], [1, 0, 0.5])
+    np.testing.assert_array_equal(lore.score(MODEL, new, X)[:, 0], [1, 0, 0.5])
     np.testing.assert_array_equal(scores[:, 0], [1, 1])
 
 
@@ -293,34 +299,55 @@ def test_weights_of_records_are_matched_by_name():
     ("call", "error", "message"),
     [
         (
-            lambda new: lore.accuracy(BASIS, new, pairs(["ann", "joe"])),
+            lambda new: lore.accuracy(MODEL, new, pairs(["ann", "joe"])),
             ValueError,
             "'joe', which is not in weights",
         ),
         (
-            lambda new: lore.accuracy(BASIS, new, pairs([0, 1])),
+            lambda new: lore.accuracy(MODEL, new, pairs([0, 1])),
             ValueError,
             "weights names its users and prefs does not",
         ),
         (
             lambda new: lore.accuracy(
-                BASIS, new._replace(user_ids=None), pairs(["ann", "bob"])
+                MODEL,
+                new._replace(user_ids=None),
+                pairs(["ann", "bob"]),
             ),
             ValueError,
             "prefs names its users and weights does not",
         ),
         (
-            lambda new: lore.top_k(BASIS, new, X, [0], 1),
+            lambda new: lore.accuracy(MODEL, new.weights, pairs(["ann", "bob"])),
+            ValueError,
+            "prefs names its users and weights is a plain array: pass what adapt",
+        ),
+        (
+            lambda new: lore.accuracy(
+                MODEL, new.weights, pairs(["ann", "bob"]), user_ids=["ann"]
+            ),
+            ValueError,
+            "user_ids must name every row of weights: 1 names for 2 rows",
+        ),
+        (
+            lambda new: lore.accuracy(
+                MODEL, new, pairs(["ann", "bob"]), user_ids=["ann", "bob"]
+            ),
+            ValueError,
+            "user_ids belongs to plain weights",
+        ),
+        (
+            lambda new: lore.top_k(MODEL, new, X, user=[0], k=1),
             TypeError,
             "user holds integers and the users of weights strings",
         ),
         (
-            lambda new: lore.top_k(BASIS, new.weights, X, ["ann"], 1),
+            lambda new: lore.top_k(MODEL, new.weights, X, user=["ann"], k=1),
             TypeError,
             "user holds names, so weights must be what adapt or fit returned",
         ),
         (
-            lambda new: lore.score_rows(BASIS, new, X, ["joe"], [1]),
+            lambda new: lore.score_rows(MODEL, new, X, ["joe"], [1]),
             ValueError,
             r"user\[0\] is 'joe', which is not in the users of weights",
         ),

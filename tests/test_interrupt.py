@@ -125,20 +125,21 @@ def prefs():
 
 def test_ctrl_c_ends_candidates_on_threads(prefs, monkeypatch):
     """The whole search takes more than a hundred programs of ten a candidate."""
-    config = lore.TrainConfig(num_steps=40, ridges=(0.4, 0.2, 0.1, 0.05, 0.02, 0.01))
+    search = lore.Search(ridges=(0.4, 0.2, 0.1, 0.05, 0.02, 0.01))
+    recipe = lore.Marginal(num_steps=40, search=search)
     calls = counted(monkeypatch, at=14)
     with pytest.raises(KeyboardInterrupt):
-        lore.fit(prefs, rank=2, key=KEY, config=config)
+        lore.fit(prefs, rank=2, key=KEY, recipe=recipe)
     monkeypatch.undo()
     assert len(calls) < 14 + 30
 
 
 def test_ctrl_c_keeps_the_record(prefs, tmp_path, monkeypatch):
-    config = lore.TrainConfig.reference_joint(6, temperature=5.0)
+    recipe = lore.PublishedJoint(num_steps=6, temperature=5.0)
     path = tmp_path / "progress"
 
     def fit(**settings):
-        return lore.fit(prefs, rank=2, key=KEY, config=config, **settings)
+        return lore.fit(prefs, rank=2, key=KEY, recipe=recipe, **settings)
 
     def save(progress):
         checkpoint.save_progress(path, progress)
@@ -151,13 +152,13 @@ def test_ctrl_c_keeps_the_record(prefs, tmp_path, monkeypatch):
     progress = checkpoint.load_progress(path)
     assert progress.num_steps == 4
     got = fit(on_progress=lambda _: None, every=2, resume=progress)
-    np.testing.assert_array_equal(got.basis, want.basis)
+    np.testing.assert_array_equal(got.model.basis, want.model.basis)
 
 
 def test_long_trainings_are_several_programs(prefs, monkeypatch):
     calls = counted(monkeypatch, at=0)
-    config = lore.TrainConfig.reference_joint(1200, temperature=5.0)
-    lore.fit(prefs, rank=2, key=KEY, config=config)
+    recipe = lore.PublishedJoint(num_steps=1200, temperature=5.0)
+    lore.fit(prefs, rank=2, key=KEY, recipe=recipe)
     assert calls == [400] * 3
     assert [steps._stride(n) for n in (0, 7, 500, 20000, 503)] == [
         0,

@@ -6,7 +6,7 @@ import pytest
 from fixtures import sources
 
 from experiments import leaks
-from experiments.tables import PairTable
+from experiments.prepared import PairTable
 
 
 def random_pairs(number, seed=0):

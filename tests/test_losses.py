@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import lore_jax as lore
+from lore_jax import _backend
 from lore_jax._train import published
 
 WEIGHTINGS = ("pairs", "users")
@@ -31,7 +32,7 @@ def oracle(basis, logits, prefs, temperature, weighting):
         )
         m = mixed / temperature
         y = 1.0 if prefs.label is None else float(prefs.label[n])
-        c = 1.0 if prefs.weight is None else float(prefs.weight[n])
+        c = 1.0 if prefs.sample_weight is None else float(prefs.sample_weight[n])
         loss = y * np.logaddexp(0, -m) + (1 - y) * np.logaddexp(0, m)
         by_user[u].append((c, loss))
     if weighting == "pairs":
@@ -54,8 +55,8 @@ def params_for(prefs, rank=3, seed=1, dtype=np.float32, scale=1.0):
 FIELDS = {
     "plain": {},
     "labels": {"label": True},
-    "weights": {"weight": True},
-    "labels_and_weights": {"label": True, "weight": True},
+    "weights": {"sample_weight": True},
+    "labels_and_weights": {"label": True, "sample_weight": True},
 }
 
 
@@ -99,7 +100,7 @@ def test_gradients_to_second_order(make_preferences, weighting, mode):
             num_features=4,
             num_rows=6,
             label=True,
-            weight=True,
+            sample_weight=True,
         )
         prefs = prefs.replace(features=np.asarray(prefs.features, np.float64))
         params = params_for(prefs, rank=2, dtype=np.float64)
@@ -118,18 +119,23 @@ def test_gradients_to_second_order(make_preferences, weighting, mode):
         )
 
 
+@pytest.mark.parametrize("place", ["cpu", "accelerator"])
 @pytest.mark.parametrize("differences", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("fields", FIELDS)
 def test_the_published_forms_descend_along_its_gradient(
-    make_preferences, fields, weighting, differences
+    make_preferences, monkeypatch, fields, weighting, differences, place
 ):
     """Their slopes are written out; autodiff of the loss says what they must be."""
     prefs = make_preferences(num_users=6, num_features=3, seed=5, **FIELDS[fields])
     if differences:
         prefs = prefs.replace(rejected=None)
     proj, logits = jnp.asarray(prefs.features), params_for(prefs).logits
-    pairs = published.Pairs(proj, prefs, 2.0, weighting)
+    if place == "accelerator":
+        monkeypatch.setattr(published, "tuning", lambda *_: _backend.ACCELERATOR)
+    problem = published.make_problem(prefs, proj, np.zeros(3))
+    assert (problem.rows is None) == (place == "cpu")
+    pairs = published.PairSlopes(proj, problem, 2.0, weighting)
     loss, weights, slope = pairs.slopes(logits)
 
     def loss_of(proj, logits):
@@ -256,7 +262,7 @@ def test_pairs_of_weight_zero_are_inert(make_preferences, weighting):
     prefs = make_preferences()
     params = params_for(prefs)
     keep = np.arange(prefs.num_pairs) % 3 > 0
-    weighted = prefs.replace(weight=keep.astype(np.float32))
+    weighted = prefs.replace(sample_weight=keep.astype(np.float32))
     np.testing.assert_allclose(
         lore.bradley_terry_loss(params, weighted, weighting=weighting),
         lore.bradley_terry_loss(
@@ -289,7 +295,7 @@ def test_the_loss_keeps_float32(make_preferences, table_dtype):
 
 def test_the_loss_keeps_float64(make_preferences):
     with jax.enable_x64(True):
-        prefs = make_preferences(weight=True, label=True)
+        prefs = make_preferences(sample_weight=True, label=True)
         prefs = prefs.replace(features=prefs.features.astype(np.float64))
         params = params_for(prefs, dtype=np.float64)
         got = lore.bradley_terry_loss(params, prefs)

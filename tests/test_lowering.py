@@ -10,6 +10,7 @@ import pytest
 from jax import export
 
 import lore_jax as lore
+from lore_jax import _backend
 from lore_jax._pairs import pack
 from lore_jax._solve import simplex
 
@@ -76,32 +77,33 @@ def calls(make_preferences):
 
 def use_everything(make_preferences, patch):
     prefs = make_preferences(num_users=6, num_pairs=48)
-    config = lore.TrainConfig(num_steps=2, ridges=(0.2,), temperings=(0.2, 0.3))
+    search = lore.Search(ridges=(0.2,), temperings=(0.2, 0.3))
+    recipe = lore.Marginal(num_steps=2, search=search)
     key = jax.random.key(0)
-    fitted = lore.fit(prefs, rank=3, key=key, config=config)
-    basis = fitted.basis
-    table = np.asarray(prefs.features)
-    lore.fit(prefs.replace(features=Source(table)), rank=3, key=key, config=config)
-    for reference in (
-        lore.TrainConfig.reference_joint(num_steps=2),
-        lore.TrainConfig.reference_alternating(num_steps=2),
+    fitted = lore.fit(prefs, rank=3, key=key, recipe=recipe)
+    model, table = fitted.model, np.asarray(prefs.features)
+    source = Source(table.astype(jax.numpy.bfloat16))  # NumPy multiplies float32.
+    lore.fit(prefs.replace(features=source), rank=3, key=key, recipe=recipe)
+    for published in (
+        lore.PublishedJoint(num_steps=2),
+        lore.PublishedAlternating(num_steps=2),
     ):
-        lore.fit(prefs, rank=2, key=key, config=reference)
-    for adaptation in (
-        lore.AdaptConfig.maximum_likelihood(),
-        lore.AdaptConfig.maximum_a_posteriori(0.3),
-        lore.AdaptConfig.reference(num_steps=2, temperature=1.0),
+        lore.fit(prefs, rank=2, key=key, recipe=published)
+    for method in (
+        lore.MaximumLikelihood(),
+        lore.MAP(0.3),
+        lore.PublishedAdam(num_steps=2),
     ):
-        lore.adapt(basis, prefs, config=adaptation)
+        lore.adapt(model, prefs, method=method)
     on_device = prefs.replace(features=jax.numpy.asarray(table))
-    lore.adapt(basis, on_device, prior=fitted.prior)
-    lore.predict_proba(basis, prefs, fitted.prior, prefs)
-    state = lore.start_users(fitted.prior, prefs.num_users)
-    lore.weights(lore.observe(state, basis, prefs))
-    lore.score_pairs(basis, prefs, fitted.prior, prefs)
-    patch.setattr(pack, "sized", lambda cpu, accelerator: accelerator)
-    patch.setattr(pack, "_ROOM", 40)
-    lore.adapt(basis, on_device, prior=fitted.prior)
+    lore.adapt(model, on_device)
+    lore.predict_proba(model, prefs, prefs)
+    state = lore.streaming.init(model, num_users=prefs.num_users)
+    lore.streaming.weights(lore.streaming.update(model, state, prefs))
+    lore.score_pairs(model, prefs, prefs)
+    sizes = _backend.ACCELERATOR._replace(gather_pairs=40)
+    patch.setattr(pack, "tuning", lambda *_: sizes)
+    lore.adapt(model, on_device)
 
 
 def test_everything_compiled_is_used(calls):

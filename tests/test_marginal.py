@@ -1,4 +1,4 @@
-"""The floor of the default recipe against float64 NumPy, and how pairs are laid out."""
+"""Slopes of the default recipe against float64 NumPy, and how pairs are laid out."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
+from lore_jax import _backend
 from lore_jax._pairs import pack
-from lore_jax._train import marginal, refinement
+from lore_jax._train import marginal
 from lore_jax._train.coordinates import Coordinates
+from lore_jax.prior import make_atoms
 
 RANK, TEMPERATURE, GAMMA = 3, 2.0, 0.4
 
@@ -19,7 +21,7 @@ def expected(proj, prefs, atoms, log_weights):
     slopes, value, share, users = np.zeros_like(proj), 0.0, np.zeros(len(atoms)), 0
     column = {
         name: np.ones(prefs.num_pairs) if given is None else np.asarray(given, float)
-        for name, given in (("label", prefs.label), ("weight", prefs.weight))
+        for name, given in (("label", prefs.label), ("weight", prefs.sample_weight))
     }
     for user in range(prefs.num_users):
         pairs = np.flatnonzero(np.asarray(prefs.user) == user)
@@ -45,33 +47,42 @@ def expected(proj, prefs, atoms, log_weights):
     return slopes, value, (share + 1 / len(atoms)) / (users + 1)
 
 
-def floor(proj, prefs):
+def slopes_of(proj, prefs):
     """The same by `marginal`, and the atoms and weights that it used."""
-    atoms = refinement.make_atoms(jax.random.key(0), RANK, 12)
+    atoms = make_atoms(jax.random.key(0), RANK, 12)
     base = jnp.full(len(atoms), 1 / len(atoms))
     size = prefs.num_features
     coordinates = Coordinates(jnp.eye(size), jnp.ones(size))
-    problem = marginal.make_problem(prefs, atoms, base, coordinates)
+    pairs = pack.pack(prefs)
+    problem = marginal.make_problem(prefs.features, pairs, atoms, base, coordinates)
     settings = marginal.Settings(*map(jnp.float32, (0.2, GAMMA, TEMPERATURE, 1, 1)))
     optimiser = marginal.make_optimiser(0.3, 8)
     state = marginal.init(jax.random.key(1), problem, 0.1, optimiser)
     log_weights = np.log(np.random.default_rng(2).dirichlet(np.ones(len(atoms))))
     state = state.replace(log_weights=jnp.asarray(log_weights, jnp.float32))
-    recipe = marginal.make_recipe(optimiser)
-    data = marginal.Data(problem, settings)
-    slopes, (value, log_weights_after) = recipe.floor(jnp.asarray(proj), state, data)
+    steps = marginal.make_steps(optimiser)
+    inputs = marginal.MarginalInputs(problem, settings)
+    slopes, (value, log_weights_after) = steps.slopes(jnp.asarray(proj), state, inputs)
     return (slopes, value, np.exp(log_weights_after)), atoms, log_weights
 
 
 @pytest.mark.parametrize("sizes", [(9, 40), (30, 60), (3, 300)])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 @pytest.mark.parametrize(
-    "fields", [{}, {"label": True}, {"weight": True}, {"label": True, "weight": True}]
+    "fields",
+    [
+        {},
+        {"label": True},
+        {"sample_weight": True},
+        {"label": True, "sample_weight": True},
+    ],
 )
-def test_floor_is_the_posterior_over_atoms(make_preferences, fields, scale, sizes):
+def test_slopes_are_those_of_the_posterior_over_atoms(
+    make_preferences, fields, scale, sizes
+):
     prefs = make_preferences(*sizes, **fields)
     proj = scale * np.random.default_rng(3).normal(size=(30, RANK)).astype(np.float32)
-    got, *arguments = floor(proj, prefs)
+    got, *arguments = slopes_of(proj, prefs)
     slopes, value, share = expected(proj, prefs, *arguments)
     bar = 1e-4 * np.abs(slopes).max() * scale**0.5
     np.testing.assert_allclose(got[0], slopes, rtol=1e-4, atol=bar)
@@ -84,7 +95,7 @@ def test_differences_are_added_to_one_row():
     x = [rng.normal(size=(n, 4)).astype(np.float32) for n in (5, 1, 12, 3)]
     prefs = lore.Preferences.from_ragged(x)
     proj = rng.normal(size=(21, RANK)).astype(np.float32)
-    got, *arguments = floor(proj, prefs)
+    got, *arguments = slopes_of(proj, prefs)
     for a, b in zip(got, expected(proj, prefs, *arguments), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -94,26 +105,27 @@ def test_the_size_of_chunks_changes_no_number(make_preferences, monkeypatch, cel
     """One user alone, `_LANES` of them, and all at once."""
     prefs = make_preferences(40, 400)
     proj = np.random.default_rng(3).normal(size=(30, RANK)).astype(np.float32)
-    want = floor(proj, prefs)[0]
-    monkeypatch.setattr(pack, "_CELLS", (cells, cells))
-    for a, b in zip(floor(proj, prefs)[0], want, strict=True):
+    want = slopes_of(proj, prefs)[0]
+    sizes = _backend.tuning()._replace(bucket_cells=cells)
+    monkeypatch.setattr(pack, "tuning", lambda *_: sizes)
+    for a, b in zip(slopes_of(proj, prefs)[0], want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{}, {"label": True, "weight": True}])
+@pytest.mark.parametrize("fields", [{}, {"label": True, "sample_weight": True}])
 @pytest.mark.parametrize("by_rows", [True, False])
 def test_rows_and_columns_add_up_alike(make_preferences, monkeypatch, by_rows, fields):
     """What K and the backend choose between."""
     prefs = make_preferences(9, 80, **fields)
     proj = np.random.default_rng(3).normal(size=(30, RANK)).astype(np.float32)
     monkeypatch.setattr(marginal, "_by_rows", lambda rank: by_rows)
-    got, *arguments = floor(proj, prefs)
+    got, *arguments = slopes_of(proj, prefs)
     for a, b in zip(got, expected(proj, prefs, *arguments), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("room", "lengths"),
+    ("capacity", "lengths"),
     [
         ([], []),
         ([0, 0], []),
@@ -125,13 +137,14 @@ def test_rows_and_columns_add_up_alike(make_preferences, monkeypatch, by_rows, f
         ([2] * 50 + [7] * 50 + [200], [3, 10, 200]),
     ],
 )
-def test_a_bucket_is_one_that_pays(room, lengths):
-    assert pack.bucket_lengths(np.array(room, int)) == lengths
+def test_a_bucket_is_one_that_pays(capacity, lengths):
+    assert pack.bucket_lengths(np.array(capacity, int)) == lengths
 
 
 def test_every_pair_is_laid_out_once(make_preferences):
     prefs = make_preferences(50, 600)
-    made, counts = pack.make_buckets(prefs, 10, jnp.float32, np.asarray(prefs.counts))
+    pairs = pack.pack(prefs)
+    made, counts = pack.make_buckets(pairs, 10, jnp.float32, pairs.counts)
     rows = []
     for bucket, count in zip(made, counts, strict=True):
         real = np.asarray(bucket.weight) > 0

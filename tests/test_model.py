@@ -78,7 +78,11 @@ def test_products_name_their_precision():
 
     def everything(x, basis, weights):
         slope = jax.grad(lambda v: jnp.sum(lore.project(x, v) ** 2))(basis)
-        return slope, lore.score(basis, weights, x), lore.reward(x[0], basis, weights)
+        return (
+            slope,
+            lore.score(lore.RewardModel(basis), weights, x),
+            lore.reward(x[0], basis, weights),
+        )
 
     def products(jaxpr):
         for equation in jaxpr.eqns:
@@ -145,31 +149,34 @@ def test_project_and_its_derivatives_at_every_width(rank):
 def test_score_is_every_user_times_every_response():
     basis, logits, x = problem()
     weights = lore.mixture_weights(logits)
-    want = oracle_weights(logits) @ (x.astype(float) @ basis).T
-    got = lore.score(basis, weights, x)
+    want = oracle_weights(logits) @ (x.astype(float) @ basis).T / 7.0
+    model = lore.RewardModel(basis, temperature=7.0)
+    got = lore.score(model, weights, x)
     assert got.shape == (4, 9)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     source = lore.ArraySource(x, block_rows=2)
-    np.testing.assert_allclose(lore.score(basis, weights, source), got, rtol=1e-6)
+    np.testing.assert_allclose(lore.score(model, weights, source), got, rtol=1e-6)
 
 
 def test_score_rows_picks_out_of_score():
     basis, logits, x = problem()
     weights = lore.mixture_weights(logits)
-    table = np.asarray(lore.score(basis, weights, x))
+    model = lore.RewardModel(basis, temperature=7.0)
+    table = np.asarray(lore.score(model, weights, x))
     user, rows = np.array([2, 0, 3, 2]), np.array([8, 1, 1, 0])
-    got = lore.score_rows(basis, weights, x, user, rows)
+    got = lore.score_rows(model, weights, x, user, rows)
     np.testing.assert_allclose(got, table[user, rows], rtol=1e-5)
     many = np.stack([rows, rows[::-1]], 1)
-    got = lore.score_rows(basis, weights, x, user, many)
+    got = lore.score_rows(model, weights, x, user, many)
     np.testing.assert_allclose(got, table[user[:, None], many], rtol=1e-5)
 
 
 def test_top_k_ranks_all_responses():
     basis, logits, x = problem()
     weights = lore.mixture_weights(logits)
-    table = np.asarray(lore.score(basis, weights, x))
-    scores, rows = lore.top_k(basis, weights, x, [3, 1], 4)
+    model = lore.RewardModel(basis, temperature=7.0)
+    table = np.asarray(lore.score(model, weights, x))
+    scores, rows = lore.top_k(model, weights, x, user=[3, 1], k=4)
     want = np.argsort(-table[[3, 1]], axis=1)[:, :4]
     np.testing.assert_array_equal(rows, want)
     np.testing.assert_allclose(
@@ -180,9 +187,10 @@ def test_top_k_ranks_all_responses():
 def test_top_k_ranks_candidates_of_each_query():
     basis, logits, x = problem()
     weights = lore.mixture_weights(logits)
-    table = np.asarray(lore.score(basis, weights, x))
+    model = lore.RewardModel(basis, temperature=7.0)
+    table = np.asarray(lore.score(model, weights, x))
     candidates = np.array([[7, 2, 5], [0, 8, 1]])
-    scores, rows = lore.top_k(basis, weights, x, [3, 1], 2, rows=candidates)
+    scores, rows = lore.top_k(model, weights, x, user=[3, 1], k=2, rows=candidates)
     for q, user in enumerate([3, 1]):
         best = sorted(candidates[q], key=lambda row: -table[user, row])[:2]
         assert rows[q].tolist() == best
@@ -192,9 +200,9 @@ def test_top_k_ranks_candidates_of_each_query():
 def test_margins_are_reward_differences(make_preferences):
     prefs = make_preferences()
     params = lore.init_params(jax.random.key(0), num_users=5, num_features=6, rank=3)
-    weights = params.weights
-    got = np.asarray(lore.margins(params.basis, weights, prefs, temperature=2.0))
-    table = np.asarray(lore.score(params.basis, weights, prefs.features)) / 2.0
+    weights, model = params.weights, lore.RewardModel(params.basis, temperature=2.0)
+    got = np.asarray(lore.margins(model, weights, prefs))
+    table = np.asarray(lore.score(model, weights, prefs.features))
     stored = table[prefs.user, prefs.chosen] - table[prefs.user, prefs.rejected]
     np.testing.assert_allclose(got[prefs.order], stored, rtol=1e-4, atol=1e-5)
 
@@ -202,10 +210,10 @@ def test_margins_are_reward_differences(make_preferences):
 def test_margins_ignore_a_constant_row(make_preferences):
     prefs = make_preferences()
     basis = np.random.default_rng(2).normal(size=(6, 3)).astype(np.float32)
-    weights = np.full((5, 3), 1 / 3, np.float32)
+    model, weights = lore.RewardModel(basis), np.full((5, 3), 1 / 3, np.float32)
     moved = prefs.replace(features=prefs.features + np.float32(3))
     np.testing.assert_allclose(
-        lore.margins(basis, weights, moved),
-        lore.margins(basis, weights, prefs),
+        lore.margins(model, weights, moved),
+        lore.margins(model, weights, prefs),
         atol=1e-4,
     )

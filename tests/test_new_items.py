@@ -1,5 +1,6 @@
 """What a fit says of items that training never saw, and what it says of itself."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -14,17 +15,16 @@ from lore_jax.preferences import Ids
 
 KEY = jax.random.key(0)
 # A search over everything, and few steps: properties that hold at every step.
-SEARCH = dict(
-    num_steps=20,
+SEARCH = lore.Search(
     smoothings=(1.0, 4.0),
     ridges=(0.1, 0.3),
     temperings=(0.4, 0.2),
     concentrations=(3.0, 10.0),
     decays=(0.0, 0.5),
-    spreads=(0.1, 0.5),
+    variance_scales=(0.1, 0.5),
     margin_scales=(1.0, 0.8),
 )
-QUICK = lore.TrainConfig(**SEARCH)
+QUICK = lore.Marginal(num_steps=20, search=SEARCH)
 SIZES = {"M < D": (24, 40), "M > D": (60, 8)}
 
 
@@ -58,7 +58,7 @@ def settings_of(fitted):
 
 
 def rewards_of(fitted, table):
-    return np.asarray(lore.score(fitted.basis, fitted.weights, table))
+    return np.asarray(lore.score(fitted.model, fitted, table))
 
 
 def placed(prefs, table, rows):
@@ -77,7 +77,7 @@ def test_rows_that_no_pair_uses_change_nothing(size):
     prefs = make_pairs(*SIZES[size])
     table = np.asarray(prefs.features)
     used = np.arange(len(table))
-    want = lore.fit(prefs.replace(ids=None), rank=2, key=KEY, config=QUICK)
+    want = lore.fit(prefs.replace(ids=None), rank=2, key=KEY, recipe=QUICK)
     rewards = rewards_of(want, table)
     for more, place in ((1, "before"), (1, "behind"), (10_000, "between")):
         rng = np.random.default_rng(more)
@@ -92,7 +92,7 @@ def test_rows_that_no_pair_uses_change_nothing(size):
             if source:
                 blocks = lore.ArraySource(noise.astype(np.float32), 999)
                 other = other.replace(features=blocks)
-            got = lore.fit(other, rank=2, key=KEY, config=QUICK)
+            got = lore.fit(other, rank=2, key=KEY, recipe=QUICK)
             assert settings_of(got) == settings_of(want)
             np.testing.assert_allclose(
                 rewards_of(got, table), rewards, atol=1e-4 * np.abs(rewards).max()
@@ -103,13 +103,13 @@ def test_rows_that_no_pair_uses_change_nothing(size):
 def test_the_order_of_rows_with_names_changes_nothing(size):
     prefs = make_pairs(*SIZES[size])
     table = np.asarray(prefs.features)
-    want = lore.fit(prefs, rank=2, key=KEY, config=QUICK)
+    want = lore.fit(prefs, rank=2, key=KEY, recipe=QUICK)
     order = np.random.default_rng(1).permutation(len(table))
     other = placed(prefs, table[order], np.argsort(order))
     ids = Ids(None, np.asarray(prefs.ids.items)[order])
     for features in (table[order], lore.ArraySource(table[order], 17)):
         moved = other.replace(ids=ids, features=features)
-        got = lore.fit(moved, rank=2, key=KEY, config=QUICK)
+        got = lore.fit(moved, rank=2, key=KEY, recipe=QUICK)
         assert settings_of(got) == settings_of(want)
         rewards = rewards_of(want, table)
         np.testing.assert_allclose(
@@ -127,9 +127,9 @@ def test_a_fit_keeps_the_names_of_the_whole_table():
         ["u", "u", "v", "v"],
         item_ids=rows,
     )
-    config = lore.TrainConfig(num_steps=2, validation_share=1e-6)
+    recipe = lore.Marginal(num_steps=2, search=lore.Search(validation_share=1e-6))
     with pytest.warns(UserWarning, match="too few pairs"):
-        fitted = lore.fit(prefs, rank=2, key=KEY, config=config)
+        fitted = lore.fit(prefs, rank=2, key=KEY, recipe=recipe)
     assert fitted.ids.items.tolist() == rows
     assert fitted.ids.users.tolist() == ["u", "v"]
 
@@ -155,8 +155,8 @@ def test_a_start_is_in_the_span_of_the_differences(number, monkeypatch):
     monkeypatch.setattr(coordinates, "EXACT_UP_TO", 5)
     monkeypatch.setattr(coordinates, "_LEADING", 6)
     prefs = make_pairs(12, 40)
-    train = trainer.Trainer(prefs, (KEY, KEY), QUICK, None, Run())
-    candidate = {"rank": 2, "smoothing": 1.0, "ridge": 0.1, "tempering": 0.4}
+    train = trainer.CandidateTrainer(prefs, (KEY, KEY), QUICK, None, Run())
+    candidate = trainer.Candidate(rank=2, smoothing=1.0, ridge=0.1, tempering=0.4)
     state, _, _ = train("all", prefs, candidate, start=number, num_steps=0)
     theta = np.asarray(state.theta, np.float64)
     outside = theta - projected(theta, prefs)
@@ -177,10 +177,11 @@ def test_the_basis_stays_in_the_span_of_the_differences(kind, start, monkeypatch
     if kind == "tail":
         monkeypatch.setattr(coordinates, "EXACT_UP_TO", 5)
         monkeypatch.setattr(coordinates, "_LEADING", 6)
-    config = lore.TrainConfig(**{**SEARCH, "ridges": (0.1,)}, start=start)
+    search = dataclasses.replace(SEARCH, ridges=(0.1,))
+    recipe = lore.Marginal(num_steps=20, start=start, search=search)
     prefs = make_pairs(12, 40)
-    fitted = lore.fit(prefs, rank=2, key=KEY, config=config)
-    basis = np.asarray(fitted.basis, np.float64)
+    fitted = lore.fit(prefs, rank=2, key=KEY, recipe=recipe)
+    basis = np.asarray(fitted.model.basis, np.float64)
     outside = basis - projected(basis, prefs)
     assert np.abs(outside).max() < 1e-4 * np.abs(basis).max()
     # It stays there whichever start is kept.
@@ -221,15 +222,17 @@ def population(num_rows, num_features, rank, seed, *, num_users=100, alike=False
     return parts
 
 
-SHORT = lore.TrainConfig(
+SHORT = lore.Marginal(
     num_steps=60,
-    smoothings=(1.0,),
-    ridges=(0.1, 1.0),
-    temperings=(0.4,),
-    concentrations=(3.0,),
-    decays=(0.0,),
-    spreads=(0.1,),
-    margin_scales=(1.0,),
+    search=lore.Search(
+        smoothings=(1.0,),
+        ridges=(0.1, 1.0),
+        temperings=(0.4,),
+        concentrations=(3.0,),
+        decays=(0.0,),
+        variance_scales=(0.1,),
+        margin_scales=(1.0,),
+    ),
 )
 
 
@@ -237,7 +240,7 @@ SHORT = lore.TrainConfig(
 def planted_fits():
     """100 items with 384 features: (new pairs, the fit of rank 3, that of rank 1)."""
     pairs, new = population(100, 384, 3, seed=0)
-    fits = [lore.fit(pairs, rank=k, key=KEY, config=SHORT) for k in (3, 1)]
+    fits = [lore.fit(pairs, rank=k, key=KEY, recipe=SHORT) for k in (3, 1)]
     return new, *fits
 
 
@@ -245,7 +248,7 @@ def test_new_items_are_ranked_where_there_are_fewer_items_than_features(planted_
     """0.1.0 was below chance: whitened rows are mere ids."""
     new, personal, alone = planted_fits
     scores = [
-        float(np.nanmean(lore.accuracy(f.basis, f.weights, new)))
+        float(np.nanmean(lore.accuracy(f.model, f.weights, new)))
         for f in (personal, alone)
     ]
     assert scores[0] > 0.62
@@ -275,8 +278,8 @@ def test_starts_agree_at_most_fully(planted_fits):
     assert all(-1 <= x <= 1 + 1e-6 for x in agreement.values())
     assert agreement["rewards"] > 0.5
     assert np.isnan(diagnostics.report(alone)["agreement"]["weights"])
-    one = lore.TrainConfig(**{**vars(SHORT), "num_starts": 1, "num_steps": 2})
-    single = lore.fit(make_pairs(24, 40), rank=2, key=KEY, config=one)
+    one = dataclasses.replace(SHORT, num_starts=1, num_steps=2)
+    single = lore.fit(make_pairs(24, 40), rank=2, key=KEY, recipe=one)
     assert all(np.isnan(list(diagnostics.report(single)["agreement"].values())))
 
 
@@ -285,7 +288,7 @@ def test_a_fit_without_anything_personal_claims_none():
     pairs, _ = population(100, 384, 3, seed=1, alike=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fitted = lore.fit(pairs, rank=3, key=KEY, config=SHORT)
+        fitted = lore.fit(pairs, rank=3, key=KEY, recipe=SHORT)
     told = [x for x in caught if "does not help" in str(x.message)]
     rows = fitted.history.heldout
     worse = [row for row in rows if row["gain"] < -2 * row["standard_error"]]
@@ -296,21 +299,20 @@ def test_a_fit_without_anything_personal_claims_none():
 def test_agreement_of_starts_is_that_of_matched_columns():
     rng = np.random.default_rng(0)
     table = rng.normal(size=(80, 6)).astype(np.float32)
-    pairs = lore.Preferences.from_pairs(
-        table, np.arange(79), np.arange(1, 80), np.zeros(79, int)
-    )
     basis = rng.normal(size=(6, 3)).astype(np.float32)
     weights = rng.dirichlet(np.ones(3), 9).astype(np.float32)
     other = rng.normal(size=(6, 3)).astype(np.float32)
     order = [2, 0, 1]
-    turned = [basis, basis[:, order]], [weights, weights[:, order]]
-    same = diagnostics.compare_starts(pairs, *turned, 0)
+    turned = [[x, x[:, order]] for x in (basis, table @ basis, weights)]
+    same = diagnostics.compare_starts(*turned, 0)
     assert same == pytest.approx(dict(rewards=1, weights=1, basis=1), abs=1e-5)
-    new = diagnostics.compare_starts(pairs, [basis, other], [weights, weights], 1)
+    projections = [table @ basis, table @ other]
+    two = [basis, other], projections, [weights, weights]
+    new = diagnostics.compare_starts(*two, 1)
     assert all(abs(x) < 0.99 for x in (new["rewards"], new["basis"]))
     want = [np.corrcoef(table @ basis @ w, table @ other @ w)[0, 1] for w in weights]
     assert new["rewards"] == pytest.approx(np.mean(want), abs=1e-4)
-    assert diagnostics.compare_starts(pairs, [basis], [weights], 0) is None
+    assert diagnostics.compare_starts(*(x[:1] for x in two), 0) is None
 
 
 @pytest.mark.parametrize("rank", [1, 4, 6, 9])

@@ -25,11 +25,13 @@ def alike():
 def test_five_directions_lose_nothing_to_one(alike):
     """Within 0.3 points of global Bradley-Terry, its ridge chosen the same way."""
     pairs, new = alike
-    config = lore.TrainConfig(ridges=(0.2, 0.05, 0.8), temperings=(0.4, 0.0))
-    one, five = (
-        lore.fit(pairs, rank=k, key=jax.random.key(0), config=config) for k in (1, 5)
+    config = lore.Marginal(
+        search=lore.Search(ridges=(0.2, 0.05, 0.8), temperings=(0.4, 0.0))
     )
-    accuracy = [lore.accuracy(f.basis, f.weights, new) for f in (one, five)]
+    one, five = (
+        lore.fit(pairs, rank=k, key=jax.random.key(0), recipe=config) for k in (1, 5)
+    )
+    accuracy = [lore.accuracy(f.model, f.weights, new) for f in (one, five)]
     assert np.mean(accuracy[0]) > 0.7
     assert np.mean(accuracy[1]) > np.mean(accuracy[0]) - 0.003
     assert lore.diagnostics.report(five)["effective_rank"] < 1.05

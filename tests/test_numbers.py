@@ -28,10 +28,10 @@ PRIOR = lore.Prior(
     concentration=np.float32(2),
     tempering=np.float32(0),
 )
-STATE = lore.start_users(PRIOR, 2)
+MODEL = lore.RewardModel(BASIS, PRIOR)
+STATE = lore.streaming.init(MODEL, num_users=2)
 Z = np.ones((2, 3, 2), np.float32)
 ONES = np.ones((2, 3), np.float32)
-REFERENCE = lore.AdaptConfig.reference(num_steps=1)
 
 
 def spoiled(array, value):
@@ -46,11 +46,25 @@ def loss(basis, logits, prefs, temperature=1.0):
     return lore.bradley_terry_loss(params, prefs, temperature)
 
 
-def fit(prefs, init_basis=BASIS, init_logits=LOGITS, **settings):
-    if "basis" not in settings:
-        settings["config"] = lore.TrainConfig.reference_joint(1)
-        settings["init"] = lore.RewardParams(init_basis, init_logits)
-    return lore.fit(prefs, rank=2, key=KEY, **settings)
+def fit(prefs, init_basis=BASIS, init_logits=LOGITS, anchor=X[0]):
+    recipe = lore.PublishedJoint(num_steps=1, alpha=0.1, prior=None)
+    init = lore.RewardParams(init_basis, init_logits)
+    return lore.fit(prefs, rank=2, key=KEY, recipe=recipe, init=init, anchor=anchor)
+
+
+def adapt_published(basis, prefs, init):
+    method = lore.PublishedAdam(num_steps=1, init=init)
+    return lore.adapt(lore.RewardModel(basis), prefs, method=method)
+
+
+def of_model(function, **settings):
+    """A function of a model as one of its basis and prior."""
+
+    def call(basis, prior=None, **arguments):
+        model = lore.RewardModel(basis, prior)
+        return function(model=model, **arguments, **settings)
+
+    return call
 
 
 # Every public function of numbers: what it is called with, by name.
@@ -61,30 +75,34 @@ CALLS = {
         lore.reward_from_weights,
         dict(x=X, basis=BASIS, weights=WEIGHTS[0]),
     ),
-    "margins": (lore.margins, dict(basis=BASIS, weights=WEIGHTS, prefs=PREFS)),
-    "accuracy": (lore.accuracy, dict(basis=BASIS, weights=WEIGHTS, prefs=PREFS)),
-    "log_loss": (lore.log_loss, dict(basis=BASIS, weights=WEIGHTS, prefs=PREFS)),
-    "score": (lore.score, dict(basis=BASIS, weights=WEIGHTS, features=X)),
-    "score_rows": (
-        lambda **a: lore.score_rows(**a, user=[0], rows=[1]),
-        dict(basis=BASIS, weights=WEIGHTS, features=X),
-    ),
-    "top_k": (
-        lambda **a: lore.top_k(**a, user=[0], k=1),
-        dict(basis=BASIS, weights=WEIGHTS, features=X),
-    ),
+    **{
+        function.__name__: (
+            of_model(function),
+            dict(basis=BASIS, weights=WEIGHTS, prefs=PREFS),
+        )
+        for function in (lore.margins, lore.accuracy, lore.log_loss)
+    },
+    **{
+        function.__name__: (
+            of_model(function, **settings),
+            dict(basis=BASIS, weights=WEIGHTS, features=X),
+        )
+        for function, settings in (
+            (lore.score, {}),
+            (lore.score_rows, dict(user=[0], rows=[1])),
+            (lore.top_k, dict(user=[0], k=1)),
+            (lore.best_of_n, dict(user=[0], candidates=[[1, 2]])),
+        )
+    },
     "bradley_terry_loss": (loss, dict(basis=BASIS, logits=LOGITS, prefs=PREFS)),
     "cosine_anchor": (lore.losses.cosine_anchor, dict(basis=BASIS, anchor=X[0])),
     "l2_anchor": (lore.losses.l2_anchor, dict(basis=BASIS, anchor=X[0])),
     "ridge": (lore.losses.ridge, dict(basis=BASIS)),
-    "adapt": (lore.adapt, dict(basis=BASIS, prefs=PREFS, prior=PRIOR)),
-    "adapt_reference": (
-        lambda **a: lore.adapt(**a, config=REFERENCE),
-        dict(basis=BASIS, prefs=PREFS, init=LOGITS),
-    ),
+    "adapt": (of_model(lore.adapt), dict(basis=BASIS, prior=PRIOR, prefs=PREFS)),
+    "adapt_published": (adapt_published, dict(basis=BASIS, prefs=PREFS, init=LOGITS)),
     "adapt_users": (
         lore.adapt_users,
-        dict(z=Z, weight=ONES, prior=PRIOR, label=ONES),
+        dict(z=Z, sample_weight=ONES, prior=PRIOR, label=ONES),
     ),
     "maximum_likelihood": (
         simplex.maximum_likelihood,
@@ -94,24 +112,36 @@ CALLS = {
         simplex.maximum_a_posteriori,
         dict(z=Z, weight=ONES, barrier=WEIGHTS, label=ONES, start=WEIGHTS),
     ),
-    "posterior": (lore.posterior, dict(basis=BASIS, prefs=PREFS, prior=PRIOR)),
+    "posterior": (
+        of_model(lore.posterior),
+        dict(basis=BASIS, prior=PRIOR, prefs=PREFS),
+    ),
     "predict_proba": (
-        lore.predict_proba,
-        dict(basis=BASIS, prefs=PREFS, prior=PRIOR, new_pairs=PREFS),
+        of_model(lore.predict_proba),
+        dict(basis=BASIS, prior=PRIOR, prefs=PREFS, new_pairs=PREFS),
     ),
     "score_pairs": (
-        lore.score_pairs,
-        dict(basis=BASIS, prefs=PREFS, prior=PRIOR, candidates=PREFS),
+        of_model(lore.score_pairs),
+        dict(basis=BASIS, prior=PRIOR, prefs=PREFS, candidates=PREFS),
     ),
-    "observe": (lore.observe, dict(state=STATE, basis=BASIS, prefs=PREFS)),
-    "start_users": (lambda prior: lore.start_users(prior, 2), dict(prior=PRIOR)),
-    "merge": (lore.merge, dict(a=STATE, b=STATE)),
-    "weights": (lore.weights, dict(state=STATE)),
+    "init": (
+        of_model(lore.streaming.init, num_users=2),
+        dict(basis=BASIS, prior=PRIOR),
+    ),
+    "update": (
+        of_model(lore.streaming.update),
+        dict(basis=BASIS, prior=PRIOR, state=STATE, prefs=PREFS),
+    ),
+    "merge": (lore.streaming.merge, dict(a=STATE, b=STATE)),
+    "weights": (lore.streaming.weights, dict(state=STATE)),
     "fit": (
         fit,
         dict(prefs=PREFS, init_basis=BASIS, init_logits=LOGITS, anchor=X[0]),
     ),
-    "fit_frozen": (fit, dict(prefs=PREFS, basis=BASIS)),
+    "fit_prior": (
+        lambda **a: lore.fit_prior(**a, key=KEY),
+        dict(basis=BASIS, prefs=PREFS),
+    ),
     "simulate_choices": (
         lore.data.simulate_choices,
         dict(rewards=np.ones((3, 4, 2), np.float32), weights=WEIGHTS),
@@ -122,12 +152,13 @@ CALLS = {
     ),
 }
 HOST = {
-    *("adapt", "adapt_reference", "posterior", "predict_proba", "score_pairs"),
-    *("observe", "start_users", "merge", "weights", "fit", "fit_frozen"),
+    *("adapt", "adapt_published", "posterior", "predict_proba", "score_pairs"),
+    *("init", "update", "merge", "weights", "fit", "fit_prior"),
 }
-# Functions of which "basis" means another argument, and what a message says of it.
+# What a message says of an argument that it calls by another name.
 SAID = {"init_basis": "init.basis", "init_logits": "init.logits", "x": "features"}
-FIELDS = ("concentration", "tempering", "spread", "decay", "margin_scale")
+SAID["sample_weight"] = "weight"
+FIELDS = ("concentration", "tempering", "variance_scale", "decay", "margin_scale")
 
 
 def complaint(function, arguments):
@@ -154,7 +185,7 @@ def refusals(bad):
             elif isinstance(value, lore.UserStates):
                 changed = value.replace(table=spoiled(value.table, bad))
                 said = rf"{key}.table must be finite"
-                if name == "observe":
+                if name == "update":
                     continue  # Sums are only added to; `weights` looks at them.
             else:
                 changed = spoiled(value, bad)
@@ -179,9 +210,10 @@ def test_every_field_of_a_prior_is_checked(field, bad):
         return  # The posterior mean itself.
     prior = PRIOR.replace(**{field: np.float32(bad)})
     with pytest.raises(ValueError, match=rf"prior\.{field} must be"):
-        lore.adapt(BASIS, PREFS, prior=prior)
+        lore.adapt(MODEL.replace(prior=prior), PREFS)
+    prior = PRIOR.replace(**{field: np.zeros(2, np.float32)})
     with pytest.raises(ValueError, match=rf"prior\.{field} must be one number"):
-        lore.start_users(PRIOR.replace(**{field: np.zeros(2, np.float32)}), 2)
+        lore.streaming.init(MODEL.replace(prior=prior), num_users=2)
 
 
 @pytest.mark.parametrize("bad", ["complex", "text", "objects", "flat"])
@@ -222,19 +254,19 @@ def test_building_under_a_trace_says_what_to_use():
         jax.jit(lambda x: lore.Preferences.from_pairs(x, [0], [1], [0]))(X)
     with pytest.raises(TypeError, match=r"chosen is traced .*prefs\.replace"):
         jax.jit(lambda c: lore.Preferences.from_pairs(X, c, [1], [0]))(np.array([0]))
-    found = jax.jit(lambda x: lore.accuracy(BASIS, WEIGHTS, PREFS.replace(features=x)))
-    np.testing.assert_array_equal(found(X), lore.accuracy(BASIS, WEIGHTS, PREFS))
+    found = jax.jit(lambda x: lore.accuracy(MODEL, WEIGHTS, PREFS.replace(features=x)))
+    np.testing.assert_array_equal(found(X), lore.accuracy(MODEL, WEIGHTS, PREFS))
 
 
 def test_top_k_is_compiled_with_users_and_rows_as_arguments():
     user, rows = np.array([1, 0]), np.array([[0, 1, 2], [5, 6, 7]])
 
-    def best(basis, weights, table, user, rows):
-        whole = lore.top_k(basis, weights, table, user, 2)
-        return whole, lore.top_k(basis, weights, table, user, 1, rows)
+    def best(model, weights, table, user, rows):
+        whole = lore.top_k(model, weights, table, user=user, k=2)
+        return whole, lore.top_k(model, weights, table, user=user, k=1, rows=rows)
 
-    want = best(BASIS, WEIGHTS, X, user, rows)
-    got = jax.jit(best)(BASIS, WEIGHTS, X, user, rows)
+    want = best(MODEL, WEIGHTS, X, user, rows)
+    got = jax.jit(best)(MODEL, WEIGHTS, X, user, rows)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
@@ -258,12 +290,12 @@ def test_blocks_of_a_source_are_checked_by_every_reader(block):
     message = what.get(block, "features must be finite; row 6, column 2 is nan")
     for call in (
         lambda: lore.project(source, BASIS),
-        lambda: lore.score(BASIS, WEIGHTS, source),
-        lambda: lore.top_k(BASIS, WEIGHTS, source, [0], 1),
-        lambda: lore.accuracy(BASIS, WEIGHTS, prefs),
-        lambda: lore.adapt(BASIS, prefs, prior=PRIOR),
-        lambda: lore.predict_proba(BASIS, PREFS, PRIOR, prefs),
-        lambda: lore.observe(STATE, BASIS, prefs),
+        lambda: lore.score(MODEL, WEIGHTS, source),
+        lambda: lore.top_k(MODEL, WEIGHTS, source, user=[0], k=1),
+        lambda: lore.accuracy(MODEL, WEIGHTS, prefs),
+        lambda: lore.adapt(MODEL, prefs),
+        lambda: lore.predict_proba(MODEL, PREFS, prefs),
+        lambda: lore.streaming.update(MODEL, STATE, prefs),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -311,21 +343,25 @@ class Unreadable:
             "features must be an array that NumPy can read.*BFloat16",
         ),
         (
-            lambda: pairs(weight=[1.0, 1e300]),
+            lambda: pairs(sample_weight=[1.0, 1e300]),
             ValueError,
-            r"weight must sum to at most 3\.4e\+38.*weight\[1\] is 1e\+300",
+            r"sample_weight must sum to at most 3\.4e\+38.*weight\[1\] is 1e\+300",
         ),
         (
-            lambda: pairs(weight=[3e38, 3e38]),
+            lambda: pairs(sample_weight=[3e38, 3e38]),
             ValueError,
-            "weight must sum to at most .*their sum is 6e",
+            "sample_weight must sum to at most .*their sum is 6e",
         ),
         (
-            lambda: pairs(weight=np.ma.array([1.0, 2.0], mask=[False, True])),
+            lambda: pairs(sample_weight=np.ma.array([1.0, 2.0], mask=[False, True])),
             ValueError,
-            r"weight must have no masked entry; weight\[1\]",
+            r"sample_weight must have no masked entry; sample_weight\[1\]",
         ),
-        (lambda: pairs(weight=[1.0, None]), ValueError, r"weight\[1\] is missing"),
+        (
+            lambda: pairs(sample_weight=[1.0, None]),
+            ValueError,
+            r"sample_weight\[1\] is missing",
+        ),
         (lambda: pairs(label=[None, 0.5]), ValueError, r"label\[0\] is missing"),
         (
             lambda: lore.project(X * np.float32(1e20), BASIS * np.float32(1e20)),
@@ -333,14 +369,16 @@ class Unreadable:
             r"features · basis must stay below 8\.51e\+37 in float32 .*row 0 gives inf",
         ),
         (
-            lambda: lore.log_loss(BASIS, WEIGHTS, PREFS, temperature=1e-38),
+            lambda: lore.log_loss(MODEL.replace(temperature=1e-38), WEIGHTS, PREFS),
             ValueError,
             "features · basis must stay below .*times T",
         ),
         (
-            lambda: lore.adapt(spoiled(BASIS.astype(np.float64), 1e300), PREFS),
+            lambda: lore.adapt(
+                lore.RewardModel(spoiled(BASIS.astype(np.float64), 1e300)), PREFS
+            ),
             ValueError,
-            r"basis must be finite; basis\[1, 0\] is not: 1e\+300, which overflows",
+            r"model\.basis must be finite; model\.basis\[1, 0\] is not: 1e\+300, which",
         ),
         (
             lambda: lore.data.store_as(pairs(features=X * 1e5), np.float16),
@@ -348,9 +386,9 @@ class Unreadable:
             r"finite in float16; row \d, column \d .*overflows float16",
         ),
         (
-            lambda: fit(PREFS.replace(weight=np.zeros(4, np.float32))),
+            lambda: fit(PREFS.replace(sample_weight=np.zeros(4, np.float32))),
             ValueError,
-            r"prefs\.weight is 0 for every pair",
+            r"prefs\.sample_weight is 0 for every pair",
         ),
         (
             lambda: lore.adapt_users(jnp.ones((3, 2)), jnp.ones(3), PRIOR),
@@ -388,7 +426,7 @@ class Unreadable:
             r"values\[1\] is inf",
         ),
         (
-            lambda: lore.top_k(BASIS, WEIGHTS, X, [0], 1.0),
+            lambda: lore.top_k(MODEL, WEIGHTS, X, user=[0], k=1.0),
             TypeError,
             "k must be an integer",
         ),
@@ -400,16 +438,16 @@ def test_wrong_numbers_are_refused_with_the_place(call, error, message):
 
 
 def test_other_layouts_of_the_same_numbers_are_read_rightly():
-    want = pairs(weight=[1.0, 2.0], label=[0.25, 0.5])
+    want = pairs(sample_weight=[1.0, 2.0], label=[0.25, 0.5])
     for dtype in (">f4", ">f8", np.longdouble):
         got = pairs(
             features=X.astype(dtype),
             chosen=np.array([0, 1], ">i8"),
-            weight=np.array([1, 2], dtype),
+            sample_weight=np.array([1, 2], dtype),
             label=np.array([0.25, 0.5], dtype),
         )
         assert got.features.dtype == np.float32
-        assert got.weight.dtype.isnative
+        assert got.sample_weight.dtype.isnative
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(pairs(features=np.ma.array(X)).features, X)
@@ -417,10 +455,10 @@ def test_other_layouts_of_the_same_numbers_are_read_rightly():
 
 def test_only_the_table_is_shared_with_the_caller():
     chosen, weight = np.array([0, 1], np.int32), np.array([1, 2], np.float32)
-    prefs = pairs(chosen=chosen, weight=weight)
+    prefs = pairs(chosen=chosen, sample_weight=weight)
     chosen[:], weight[:] = 7, 9
     np.testing.assert_array_equal(prefs.chosen, [0, 1])
-    np.testing.assert_array_equal(prefs.weight, [1, 2])
+    np.testing.assert_array_equal(prefs.sample_weight, [1, 2])
     assert np.shares_memory(prefs.features, X)
 
 
@@ -457,6 +495,8 @@ def test_an_array_that_spans_processes_is_refused(monkeypatch):
                 continue
             if name == "bradley_terry_loss" and key in ("basis", "logits"):
                 said = rf"params\.{key}"
+            if key == "basis" and function.__name__ == "call":
+                said = r"model\.basis"
             with pytest.raises(ValueError, match=message.format(said)):
                 function(**{**arguments, key: moved})
     with pytest.raises(ValueError, match=message.format("features")):
@@ -473,26 +513,26 @@ def test_sharded_arrays_of_one_process_give_the_same(axes):
         table, *(PREFS.chosen, PREFS.rejected, PREFS.user)
     )
     basis = jax.device_put(BASIS, NamedSharding(mesh, Spec()))
-    state = lore.start_users(PRIOR, 2)
+    model = MODEL.replace(basis=basis)
 
-    def everything(basis, prefs, table):
+    def everything(model, prefs, table):
         return (
-            lore.adapt(basis, prefs, prior=PRIOR).weights,
-            lore.posterior(basis, prefs, PRIOR).mean,
-            lore.predict_proba(basis, prefs, PRIOR, prefs),
-            lore.accuracy(basis, WEIGHTS, prefs),
-            lore.margins(basis, WEIGHTS, prefs),
-            lore.top_k(basis, WEIGHTS, table, [0, 1], 2),
-            lore.score_rows(basis, WEIGHTS, table, [0, 1], [3, 4]),
-            lore.observe(state, basis, prefs).table,
-            loss(basis, LOGITS, prefs),
+            lore.adapt(model, prefs).weights,
+            lore.posterior(model, prefs).mean,
+            lore.predict_proba(model, prefs, prefs),
+            lore.accuracy(model, WEIGHTS, prefs),
+            lore.margins(model, WEIGHTS, prefs),
+            lore.top_k(model, WEIGHTS, table, user=[0, 1], k=2),
+            lore.score_rows(model, WEIGHTS, table, [0, 1], [3, 4]),
+            lore.streaming.update(model, STATE, prefs).table,
+            loss(model.basis, LOGITS, prefs),
         )
 
-    got, want = everything(basis, sharded, table), everything(BASIS, PREFS, X)
+    got, want = everything(model, sharded, table), everything(MODEL, PREFS, X)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     with jax.set_mesh(mesh):
-        inside = lore.accuracy(basis, WEIGHTS, sharded)
+        inside = lore.accuracy(model, WEIGHTS, sharded)
     np.testing.assert_array_equal(inside, want[3])
 
 
@@ -502,25 +542,27 @@ import lore_jax as lore
 X = np.random.default_rng(0).normal(size=(8, 4)).astype("f")
 B, W = np.eye(4, 2, dtype="f"), np.full((3, 2), 0.5, "f")
 P = lore.Preferences.from_pairs(
-    X, [0, 1, 2], [4, 5, 6], [0, 0, 1], 3, label=[0.2, 1, 1], weight=[1, 2.5, 1]
+    X, [0, 1, 2], [4, 5, 6], [0, 0, 1], 3, label=[0.2, 1, 1], sample_weight=[1, 2.5, 1]
 )
 prior = lore.Prior(
     np.eye(2, dtype="f"), np.log(np.float32([0.5, 0.5])), np.float32(2), np.float32(0)
 )
-new = lore.adapt(B, P, prior=prior, spread=True)
+model = lore.RewardModel(B, prior)
+new = lore.adapt(model, P, return_std=True)
 assert np.isnan(new.loss).tolist() == [False, False, True]
-lore.adapt(B, P, config=lore.AdaptConfig.maximum_likelihood())
-lore.posterior(B, P, prior)
-lore.predict_proba(B, P, prior, P)
-lore.score_pairs(B, P, prior, P)
-lore.weights(lore.observe(lore.start_users(prior, 3), B, P))
-assert np.isnan(lore.accuracy(B, new, P)).tolist() == [False, False, True]
-lore.log_loss(B, W, P)
-lore.top_k(B, W, X, [0, 1], 2)
-lore.score_rows(B, W, X, [0], [1])
+lore.adapt(model, P, method=lore.MaximumLikelihood())
+lore.posterior(model, P)
+lore.predict_proba(model, P, P)
+lore.score_pairs(model, P, P)
+state = lore.streaming.init(model, num_users=3)
+lore.streaming.weights(lore.streaming.update(model, state, P))
+assert np.isnan(lore.accuracy(model, new, P)).tolist() == [False, False, True]
+lore.log_loss(model, W, P)
+lore.top_k(model, W, X, user=[0, 1], k=2)
+lore.score_rows(model, W, X, [0], [1])
 params = lore.RewardParams(jnp.asarray(B), jnp.zeros((3, 2)))
 jax.grad(lore.bradley_terry_loss)(params, P)
-lore.fit(P, rank=2, key=jax.random.key(0), config=lore.TrainConfig.reference_joint(2))
+lore.fit(P, rank=2, key=jax.random.key(0), recipe=lore.PublishedJoint(num_steps=2))
 """
 
 

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 import lore_jax as lore
-from lore_jax import _checks
+from lore_jax import _backend, _checks
 from lore_jax._pairs import pack
 
 
 @pytest.fixture
 def accelerator(monkeypatch):
     """Sizes and paths of an accelerator, on this CPU."""
+    sizes = _backend.ACCELERATOR._replace(gather_pairs=50)
     for module in (_checks, pack):
-        monkeypatch.setattr(module, "sized", lambda cpu, accelerator: accelerator)
-    monkeypatch.setattr(pack, "_ROOM", 50)
+        monkeypatch.setattr(module, "tuning", lambda *_: sizes)
 
 
 def on_device(prefs):
@@ -22,10 +22,10 @@ def on_device(prefs):
 
 
 def read_all(prefs):
-    """(users, arrays of the real pairs) of every chunk, and its number of users."""
-    counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
-    read = pack.chunk_reader(prefs.features, prefs)
-    for chunk in pack.chunks(counts, offsets):
+    """(chunk, its arrays) of every chunk of the pairs."""
+    pairs = pack.pack(prefs)
+    read = pairs.reader(prefs.features)
+    for chunk in pairs.chunks():
         arrays = read(chunk)
         yield chunk, [None if x is None else np.asarray(x) for x in arrays]
 
@@ -40,9 +40,9 @@ def test_chunks_are_read_on_the_device_as_on_the_host(
         used.append(args)
         return original(*args, **kwargs)
 
-    prefs = make_preferences(30, 200, label=True, weight=True)
+    prefs = make_preferences(30, 200, label=True, sample_weight=True)
     if kind == "differences":
-        prefs = prefs.replace(rejected=None, weight=None, label=None)
+        prefs = prefs.replace(rejected=None, sample_weight=None, label=None)
     monkeypatch.setattr(pack, "_read_on_device", spy)
     chunks = zip(read_all(on_device(prefs)), read_all(prefs), strict=True)
     for (chunk, got), (_, want) in chunks:
@@ -58,8 +58,11 @@ def test_chunks_are_read_on_the_device_as_on_the_host(
             real = np.arange(chunk.length) < mine.sum()
             np.testing.assert_array_equal(z[row][real], rows)
             assert not weight[row][~real].any()
-            if prefs.weight is not None:
-                for got, stored in ((weight, prefs.weight), (label, prefs.label)):
+            if prefs.sample_weight is not None:
+                for got, stored in (
+                    (weight, prefs.sample_weight),
+                    (label, prefs.label),
+                ):
                     np.testing.assert_allclose(got[row][real], stored[mine], rtol=1e-6)
             else:
                 assert weight[row][real].all()
@@ -70,20 +73,21 @@ def test_adapting_takes_larger_chunks_to_the_same_weights(
     make_preferences, small_basis, small_prior, monkeypatch
 ):
     prefs = make_preferences(1100, 3000, label=True)
-    want = lore.adapt(small_basis, prefs, prior=small_prior)
-    sizes = [len(c.count) for c in pack.chunks(prefs.counts, prefs.offsets)]
-    monkeypatch.setattr(pack, "sized", lambda cpu, accelerator: accelerator)
-    larger = [len(c.count) for c in pack.chunks(prefs.counts, prefs.offsets)]
+    model, pairs = lore.RewardModel(small_basis, small_prior, 2.0), pack.pack(prefs)
+    want = lore.adapt(model, prefs)
+    sizes = [len(c.count) for c in pairs.chunks()]
+    monkeypatch.setattr(pack, "tuning", lambda *_: _backend.ACCELERATOR)
+    larger = [len(c.count) for c in pairs.chunks()]
     assert len(larger) < len(sizes)
     assert max(larger) > max(sizes)
-    got = lore.adapt(small_basis, on_device(prefs), prior=small_prior)
+    got = lore.adapt(model, on_device(prefs))
     np.testing.assert_allclose(got.weights, want.weights, atol=1e-5)
     np.testing.assert_allclose(got.loss, want.loss, atol=1e-5)
 
 
 def test_nobody_has_a_pair(small_basis, small_prior, accelerator):
     prefs = lore.Preferences.from_ragged([np.zeros((0, 6), np.float32)] * 3)
-    got = lore.adapt(small_basis, on_device(prefs), prior=small_prior)
+    got = lore.adapt(lore.RewardModel(small_basis, small_prior, 2.0), on_device(prefs))
     mean = np.exp(small_prior.log_weights) @ small_prior.atoms
     np.testing.assert_allclose(got.weights, np.tile(mean, (3, 1)), atol=1e-6)
 

@@ -45,17 +45,16 @@ def ragged(data):
     return lore.Preferences.from_ragged(np.split(data["features"], ends))
 
 
-def run(data, config, start="W0", **settings):
+def run(data, recipe, start="W0"):
     fitted = lore.fit(
         ragged(data),
         rank=data["V0"].shape[1],
         key=jax.random.key(0),
-        config=config,
+        recipe=recipe,
         init=lore.RewardParams(data["V0"], data[start]),
-        anchor=data["v_ref"][:, 0],
-        **settings,
+        anchor=data["v_ref"][:, 0] if recipe.alpha else None,
     )
-    assert fitted.params.basis.dtype == np.float64
+    assert fitted.model.basis.dtype == np.float64
     return fitted
 
 
@@ -75,22 +74,22 @@ def softmax(logits):
 @pytest.mark.parametrize("size", SIZES)
 def test_alternating(recorded, size, alpha, steps):
     data = recorded[size]
-    config = lore.TrainConfig.reference_alternating(steps, alpha=float(alpha))
-    fitted = run(data, config)
+    settings = dict(num_steps=steps, alpha=float(alpha), prior=None)
+    fitted = run(data, lore.PublishedAlternating(**settings))
     want = {
         name: data[f"alternating_alpha{alpha}_n{steps}_{name}"]
         for name in ("W_logits", "V", "final_nll", "final_cosine_reg")
     }
     tolerance = TIGHT if steps < 400 else LOOSE[size, alpha]
-    close(fitted.params.basis, want["V"], tolerance)
+    close(fitted.model.basis, want["V"], tolerance)
     close(fitted.params.logits, want["W_logits"], tolerance)
     close(fitted.weights, softmax(want["W_logits"]), tolerance)
     nll = lore.bradley_terry_loss(fitted.params, ragged(data), 100.0, "pairs")
     close(nll, want["final_nll"], tolerance)
-    cosine = lore.losses.cosine_anchor(fitted.params.basis, data["v_ref"][:, 0])
+    cosine = lore.losses.cosine_anchor(fitted.model.basis, data["v_ref"][:, 0])
     close(cosine, want["final_cosine_reg"], tolerance)
     assert fitted.history.loss.shape == (steps,)
-    assert fitted.temperature == fitted.prior.temperature == 100.0
+    assert fitted.model.temperature == 100.0
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -98,53 +97,49 @@ def test_alternating(recorded, size, alpha, steps):
 @pytest.mark.parametrize("size", SIZES)
 def test_joint(recorded, size, alpha, steps):
     data = recorded[size]
-    config = lore.TrainConfig.reference_joint(
-        steps, learning_rate=0.1, alpha=float(alpha)
-    )
-    fitted = run(data, config, start="joint_W0")
+    settings = dict(num_steps=steps, alpha=float(alpha), prior=None)
+    recipe = lore.PublishedJoint(learning_rate=0.1, **settings)
+    fitted = run(data, recipe, start="joint_W0")
     want = {
         name: data[f"joint_alpha{alpha}_n{steps}_{name}"]
         for name in ("W", "W_logits", "V", "final_nll", "final_l2_reg")
     }
-    close(fitted.params.basis, want["V"], TIGHT)
+    close(fitted.model.basis, want["V"], TIGHT)
     close(fitted.params.logits, want["W_logits"], TIGHT)
     close(fitted.weights, want["W"], TIGHT)
     nll = lore.bradley_terry_loss(fitted.params, ragged(data), 100.0, "users")
     close(nll, want["final_nll"], TIGHT)
-    distance = lore.losses.l2_anchor(fitted.params.basis, data["v_ref"][:, 0])
+    distance = lore.losses.l2_anchor(fitted.model.basis, data["v_ref"][:, 0])
     close(alpha * distance, want["final_l2_reg"], TIGHT)
 
 
 def test_pruning(recorded):
     data = recorded["pruned"]
-    fitted = run(data, lore.TrainConfig.reference_alternating(60, prune=True))
+    fitted = run(data, lore.PublishedAlternating(num_steps=60, prune=True))
     close(fitted.unpruned.logits, data["W_logits"], 1e-9)
     close(fitted.unpruned.basis, data["V"], 1e-9)
-    assert fitted.params.basis.shape[1] == len(fitted.kept) == 4
-    close(fitted.params.basis, data["kept_V"], 1e-9)
+    assert fitted.model.basis.shape[1] == len(fitted.kept) == 4
+    close(fitted.model.basis, data["kept_V"], 1e-9)
     # The published columns do not sum to 1; ours are renormalised.
     close(fitted.unpruned.weights[:, fitted.kept], data["kept_W"], 1e-9)
     sums = data["kept_W"].sum(1, keepdims=True)
     assert sums.max() < 1
     close(fitted.weights, data["kept_W"] / sums, 1e-9)
     close(fitted.params.weights, fitted.weights, 1e-12)
-    assert fitted.prior.atoms.shape[1] == 4
+    assert fitted.model.prior.atoms.shape[1] == 4
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_few_shot_adaptation(recorded, size):
     data = recorded[size]
     prefs = ragged(data)
+    model = lore.RewardModel(data["fewshot_V"], temperature=100.0)
     for steps in (1, 10, 500):
-        adapted = lore.adapt(
-            data["fewshot_V"],
-            prefs,
-            config=lore.AdaptConfig.reference(num_steps=steps),
-            init=data["fewshot_w0"],
-        )
+        method = lore.PublishedAdam(num_steps=steps, init=data["fewshot_w0"])
+        adapted = lore.adapt(model, prefs, method=method)
         close(adapted.weights, data[f"fewshot_n{steps}_w"], TIGHT)
         close(adapted.loss.sum(), data[f"fewshot_n{steps}_nll_sum"], TIGHT)
-    accuracy = lore.accuracy(data["fewshot_V"], adapted.weights, prefs)
+    accuracy = lore.accuracy(model, adapted, prefs)
     close(accuracy, data["fewshot_n500_accuracy"], 1e-12)
 
 

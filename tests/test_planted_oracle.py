@@ -5,8 +5,9 @@ import planted_oracle as oracle
 
 
 def test_adapt_is_close_to_the_exact_posterior():
-    few = dict(temperings=(0.0, 0.4), concentrations=(3.0, np.inf), spreads=(0.0,))
-    row = oracle.compare(0.3, 5, 5, users=300, steps=200, burn=100, config=few)
+    few = dict(temperings=(0.0, 0.4), concentrations=(3.0, np.inf))
+    few["variance_scales"] = (0.0,)
+    row = oracle.compare(0.3, 5, 5, users=300, steps=200, burn=100, grids=few)
     assert abs(row["difference"]) < 0.5 + 2 * row["error"]
     assert row["exact"] <= row["truth"]
 

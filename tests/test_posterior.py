@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 import lore_jax as lore
-from lore_jax import prediction
+from lore_jax._pairs.projected import checked_pairs
+from lore_jax.prediction import iterate_moments
 
 KAPPAS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, np.inf)
 DECAYS = (-1.0, 0.0, 1.0)
@@ -52,8 +53,8 @@ def random_pairs(rng, rank, **fields):
     rows = rng.normal(size=(len(user), rank)) * sizes[user][:, None]
     if fields.get("label"):
         fields["label"] = rng.random(len(user))
-    if fields.get("weight"):
-        fields["weight"] = rng.exponential(3.0, len(user))
+    if fields.get("sample_weight"):
+        fields["sample_weight"] = rng.exponential(3.0, len(user))
     chosen = np.arange(len(user))
     rows = rows.astype(np.float32)
     return lore.Preferences.from_pairs(rows, chosen, None, user, 6, **fields)
@@ -74,7 +75,7 @@ def test_deviations_are_at_most_a_half_and_the_priors_without_pairs(rank):
         float32_prior(twins, weights),
         float32_prior(drawn, np.eye(size)[3] + 1e-30),
     ]
-    kinds = [random_pairs(rng, rank, label=True, weight=True)]
+    kinds = [random_pairs(rng, rank, label=True, sample_weight=True)]
     if rank < 20:  # Another program for each, which takes long to compile.
         kinds.append(random_pairs(rng, rank))
     settings = list(itertools.product(KAPPAS, DECAYS, TEMPERINGS))
@@ -83,26 +84,27 @@ def test_deviations_are_at_most_a_half_and_the_priors_without_pairs(rank):
     for i, (prior, prefs) in zip(some, cases):
         kappa, decay, gamma = (np.float32(x) for x in settings[i])
         prior = prior.replace(concentration=kappa, decay=decay, tempering=gamma)
-        got = prediction.posterior(eye(rank), prefs, prior, covariance=True)
+        model = lore.RewardModel(eye(rank), prior)
+        got = lore.posterior(model, prefs, covariance=True)
         assert np.isfinite(got.covariance).all()
-        assert (got.deviation <= 0.5).all()
+        assert (got.std <= 0.5).all()
         assert (np.linalg.eigvalsh(got.covariance.astype(float)) > -1e-6).all()
         np.testing.assert_allclose(got.covariance.sum(2), 0, atol=1e-5)
         own = prior_moments(prior)[1]
         np.testing.assert_allclose(got.covariance[0], own, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(
-            got.deviation[0], np.sqrt(np.diag(own)), rtol=1e-5, atol=1e-5
+            got.std[0], np.sqrt(np.diag(own)), rtol=1e-5, atol=1e-5
         )
-        with_spread = lore.adapt(eye(rank), prefs, prior=prior, spread=True)
+        adapted = lore.adapt(model, prefs, return_std=True)
         # Rounding of the weights tells at margins of 1e3: no more than this.
-        np.testing.assert_allclose(with_spread.deviation, got.deviation, atol=2e-3)
+        np.testing.assert_allclose(adapted.std, got.std, atol=2e-3)
 
 
 def test_a_user_without_pairs_has_the_priors_deviation():
     atoms = [[1, 0], [0, 1], [0.5, 0.5]]
     prior = float32_prior(atoms, [0.25, 0.25, 0.5], kappa=0.3)
     none = lore.Preferences.from_pairs(eye(2), [], [], np.zeros(0, int), 1)
-    got = lore.posterior(eye(2), none, prior).deviation
+    got = lore.posterior(lore.RewardModel(eye(2), prior), none).std
     np.testing.assert_allclose(got, [[0.125**0.5] * 2], rtol=1e-6)
 
 
@@ -111,7 +113,8 @@ def test_few_pairs_change_the_deviation_little():
     rng = np.random.default_rng(0)
     prior = oracle.drawn_prior(rng, 0.3, 5, concentration=0.3)
     quiet = ragged(np.full((1, 1, 5), 1e-3) * np.arange(5))
-    got = lore.posterior(eye(5), quiet, prior, covariance=True).covariance
+    model = lore.RewardModel(eye(5), prior)
+    got = lore.posterior(model, quiet, covariance=True).covariance
     np.testing.assert_allclose(got[0], prior_moments(prior)[1], rtol=1e-3, atol=1e-6)
 
 
@@ -126,6 +129,7 @@ def test_the_posterior_over_atoms_is_calibrated(rank):
     atoms = rng.dirichlet(np.full(rank, 0.7), 60).astype(np.float32)
     probability = rng.dirichlet(np.full(60, 2.0))
     prior = float32_prior(atoms, probability)
+    model = lore.RewardModel(eye(rank), prior)
     num = 600
     for pairs in (0, 1, 3, 10, 40):
         true = rng.choice(60, num, p=probability)
@@ -134,15 +138,15 @@ def test_the_posterior_over_atoms_is_calibrated(rank):
         z *= np.where(rng.random(m.shape) < 1 / (1 + np.exp(-m)), 1, -1)[..., None]
         prefs = ragged(z)
         share = np.empty((num, 60))
-        for users, mixture, _ in prediction._mixtures(eye(rank), prefs, prior):
-            share[users] = np.asarray(mixture.probability)[: len(users)]
+        for users, moments in iterate_moments(checked_pairs(model, prefs), prior, 1.0):
+            share[users] = np.asarray(moments.probability)[: len(users)]
         new = rng.normal(size=(num, rank))
         margins = new @ atoms.T
         own = margins[np.arange(num), true][:, None]
         below, tied = (np.sum(share * x, 1) for x in (margins < own, margins == own))
         ranks = below + rng.random(num) * tied
         assert stats.kstest(ranks, "uniform").pvalue > 1e-3
-        got = lore.posterior(eye(rank), prefs, prior, covariance=True)
+        got = lore.posterior(model, prefs, covariance=True)
         np.testing.assert_allclose(got.weights, got.mean, atol=1e-6)
         np.testing.assert_allclose(got.mean, share @ atoms, atol=1e-5)
         error = np.einsum("uk,uk->u", new, atoms[true] - got.mean) ** 2
@@ -153,7 +157,7 @@ def test_the_posterior_over_atoms_is_calibrated(rank):
 @pytest.fixture(scope="module", params=[2, 5])
 def fitted_prior(request):
     """What `fit` chooses for Dirichlet(0.3) users, V known."""
-    few = dict(temperings=(0.0,), decays=(0.0, 1.0), spreads=(0.1,))
+    few = dict(temperings=(0.0,), decays=(0.0, 1.0), variance_scales=(0.1,))
     few |= dict(concentrations=(3.0, 30.0), margin_scales=(1.0,))
     return request.param, oracle.fit_known(0.3, request.param, 40, 400, **few)
 
@@ -179,9 +183,8 @@ def test_no_setting_covers_nearly_always(gamma):
     for kappa, decay in ((0.3, -1.0), (3.0, 1.0), (30.0, 0.0)):
         setting = dict(concentration=kappa, decay=decay, tempering=gamma)
         setting = {name: np.float32(x) for name, x in setting.items()}
-        got = lore.posterior(
-            eye(rank), ragged(z), prior.replace(**setting), covariance=True
-        )
+        model = lore.RewardModel(eye(rank), prior.replace(**setting))
+        got = lore.posterior(model, ragged(z), covariance=True)
         for centre in (got.weights, got.mean):
             for each in oracle.coverage(truth, centre, got.covariance, new):
                 assert each.mean() < 99
@@ -199,8 +202,10 @@ def test_the_order_of_directions_is_irrelevant():
     prior = oracle.drawn_prior(rng, 0.5, 4, concentration=3.0)
     _, z, _ = oracle.population(rng, 0.5, 4, 7, 10)
     order = np.array([2, 0, 3, 1])
-    got = lore.posterior(eye(4), ragged(z), prior, covariance=True).covariance
+    model = lore.RewardModel(eye(4), prior)
+    got = lore.posterior(model, ragged(z), covariance=True).covariance
     turned = prior.replace(atoms=np.asarray(prior.atoms)[:, order])
-    same = lore.posterior(eye(4), ragged(z[..., order]), turned, covariance=True)
+    model = lore.RewardModel(eye(4), turned)
+    same = lore.posterior(model, ragged(z[..., order]), covariance=True)
     want = got[:, order][:, :, order]
     np.testing.assert_allclose(same.covariance, want, atol=2e-5)

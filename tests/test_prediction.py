@@ -1,4 +1,4 @@
-"""Spread of the posterior and predictions that integrate over it."""
+"""Width of the posterior, and predictions that integrate over it."""
 
 import jax
 import numpy as np
@@ -6,13 +6,11 @@ import planted_oracle as oracle
 import pytest
 
 import lore_jax as lore
-from lore_jax import prediction
-from lore_jax._train import refinement
 from lore_jax._train.refinement import choose_refinement
-from lore_jax._train.validation import make_holdouts
+from lore_jax._train.validation import Validation, make_holdouts
 from lore_jax.prior import with_settings
 
-RANK = 3
+RANK, TEMPERATURE = 3, 2.0
 
 
 def make_prior(seed=0, rank=RANK, **changes):
@@ -24,7 +22,7 @@ def make_prior(seed=0, rank=RANK, **changes):
         "tempering": np.float32(0.2),
         "decay": np.float32(0.5),
     }
-    return lore.Prior(**{**fields, **changes}, temperature=2.0)
+    return lore.Prior(**{**fields, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +31,13 @@ def basis():
 
 
 @pytest.fixture(scope="module")
+def model(basis):
+    return lore.RewardModel(basis, make_prior(), TEMPERATURE)
+
+
+@pytest.fixture(scope="module")
 def seen(make_preferences):
-    return make_preferences(weight=True, label=True)
+    return make_preferences(sample_weight=True, label=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +47,26 @@ def new(make_preferences):
 
 def hold_out(prefs):
     """A third of the judgements, by the key of these tests."""
-    return make_holdouts(prefs, jax.random.key(0), 0.3, "judgements")["judgements"]
+    kinds = "judgements", 1.0
+    return make_holdouts(prefs, jax.random.key(0), 0.3, *kinds)["judgements"]
 
 
-def refine(validation, basis, prior, config):
+def refine(validation, basis, prior, **grids):
     """(the prior with the chosen settings, a row per candidate) on one hold-out."""
-    results = [(basis, prior)]
-    settings, rows = choose_refinement([validation], results, np.ones(1), config)
+    results = [(validation.project(basis), prior)]
+    search = lore.PriorSearch(concentrations=(10.0,), decays=(0.0,), **grids)
+    settings, rows = choose_refinement([validation], results, np.ones(1), search)
     return with_settings(prior, settings), rows
 
 
-def user_pairs(prefs, basis, u, temperature=2.0):
+def user_pairs(prefs, basis, u, temperature=TEMPERATURE):
     """(z, weight, label) of one user, in float64."""
     mine = np.flatnonzero(np.asarray(prefs.user) == u)
     x = np.asarray(prefs.features, np.float64)
     z = (x[prefs.chosen[mine]] - x[prefs.rejected[mine]]) @ basis / temperature
-    weight = np.ones(len(z)) if prefs.weight is None else prefs.weight[mine]
+    weight = (
+        np.ones(len(z)) if prefs.sample_weight is None else prefs.sample_weight[mine]
+    )
     label = np.ones(len(z)) if prefs.label is None else prefs.label[mine]
     return z, weight, label
 
@@ -97,122 +104,114 @@ def oracle_moments(z, weight, label, p, prior):
 @pytest.mark.parametrize("kappa", [0.5, 5.0, np.inf])
 def test_mean_and_covariance_are_what_they_say(basis, seen, kappa):
     prior = make_prior(concentration=np.float32(kappa))
-    got = prediction.posterior(basis, seen, prior, covariance=True)
-    np.testing.assert_array_equal(
-        got.weights, lore.adapt(basis, seen, prior=prior).weights
-    )
+    model = lore.RewardModel(basis, prior, TEMPERATURE)
+    got = lore.posterior(model, seen, covariance=True)
+    np.testing.assert_array_equal(got.weights, lore.adapt(model, seen).weights)
     for u in range(seen.num_users):
         p = np.asarray(got.weights[u], np.float64)
         mean, covariance = oracle_moments(*user_pairs(seen, basis, u), p, prior)
         np.testing.assert_allclose(got.mean[u], mean, atol=1e-5)
         np.testing.assert_allclose(got.covariance[u], covariance, atol=2e-5)
-        np.testing.assert_allclose(
-            got.deviation[u], np.sqrt(np.diag(covariance)), atol=1e-4
-        )
+        np.testing.assert_allclose(got.std[u], np.sqrt(np.diag(covariance)), atol=1e-4)
 
 
-def test_adapt_returns_the_spread_with_the_weights(basis, seen):
-    prior = make_prior()
-    with_spread = lore.adapt(basis, seen, prior=prior, spread=True)
-    whole = lore.posterior(basis, seen, prior)
-    np.testing.assert_allclose(with_spread.weights, whole.weights, atol=1e-6)
-    np.testing.assert_allclose(with_spread.deviation, whole.deviation, atol=1e-5)
-    assert lore.adapt(basis, seen, prior=prior).deviation is None
-    config = lore.AdaptConfig.maximum_likelihood()
-    with pytest.raises(ValueError, match="method 'maximum_likelihood' has none"):
-        lore.adapt(basis, seen, config=config, spread=True)
+def test_adapt_returns_the_deviation_with_the_weights(model, seen):
+    both = lore.adapt(model, seen, return_std=True)
+    whole = lore.posterior(model, seen)
+    np.testing.assert_allclose(both.weights, whole.weights, atol=1e-6)
+    np.testing.assert_allclose(both.std, whole.std, atol=1e-5)
+    assert lore.adapt(model, seen).std is None
+    for method in (lore.MaximumLikelihood(), lore.MAP(1.0), lore.PublishedAdam()):
+        with pytest.raises(ValueError, match=r"which .* does not have"):
+            lore.adapt(model, seen, method=method, return_std=True)
 
 
-def test_the_spread_of_many_chunks_at_a_rank_that_calls_lapack():
+def test_the_deviation_of_many_chunks_at_a_rank_that_calls_lapack():
     """Batched Cholesky on two threads at once never came back (jaxlib 0.10.2)."""
     rng = np.random.default_rng(0)
     rank, users = 20, 2500
     x = rng.normal(size=(users * 12, rank)).astype(np.float32)
     rows, user = np.arange(len(x)), np.repeat(np.arange(users), 12)
     prefs = lore.Preferences.from_pairs(x, rows, None, user)
-    prior = make_prior(rank=rank).replace(temperature=1.0)
-    out = lore.adapt(np.eye(rank), prefs, prior=prior, spread=True)
+    model = lore.RewardModel(np.eye(rank), make_prior(rank=rank))
+    out = lore.adapt(model, prefs, return_std=True)
     few = lore.take_users(prefs, np.arange(2400, 2410))
-    alone = lore.adapt(np.eye(rank), few, prior=prior, spread=True)
+    alone = lore.adapt(model, few, return_std=True)
     np.testing.assert_allclose(out.weights[2400:2410], alone.weights, atol=1e-5)
-    np.testing.assert_allclose(out.deviation[2400:2410], alone.deviation, atol=1e-5)
+    np.testing.assert_allclose(out.std[2400:2410], alone.std, atol=1e-5)
 
 
-def test_covariance_only_on_request_and_names_travel(basis):
+def test_covariance_only_on_request_and_names_travel(model):
     rows = np.random.default_rng(0).normal(size=(2, 4, 6)).astype(np.float32)
     prefs = lore.Preferences.from_ragged(list(rows), user_ids=["a", "b"])
-    got = prediction.posterior(basis, prefs, make_prior())
+    got = lore.posterior(model, prefs)
     assert got.covariance is None
     assert list(got.user_ids) == ["a", "b"]
 
 
-@pytest.mark.parametrize(("spread", "scale"), [(0.0, 1.0), (0.3, 1.2), (1.0, 0.7)])
-def test_probabilities_are_what_they_say(basis, seen, new, spread, scale):
+@pytest.mark.parametrize(("rho", "scale"), [(0.0, 1.0), (0.3, 1.2), (1.0, 0.7)])
+def test_probabilities_are_what_they_say(basis, seen, new, rho, scale):
     prior = make_prior().replace(margin_scale=np.float32(scale))
-    got = prediction.predict_proba(basis, seen, prior, new, spread=spread)
-    weights = np.asarray(lore.adapt(basis, seen, prior=prior).weights, np.float64)
+    model = lore.RewardModel(basis, prior, TEMPERATURE)
+    got = lore.predict_proba(model, seen, new, variance_scale=rho)
+    weights = np.asarray(lore.adapt(model, seen).weights, np.float64)
     want = np.empty(new.num_pairs)
     for u in range(seen.num_users):
         z, _, _ = user_pairs(new, basis, u)
         moments = oracle_moments(*user_pairs(seen, basis, u), weights[u], prior)
         variance = np.einsum("qk,kl,ql->q", z, moments[1], z)
-        m = scale * z @ weights[u] / np.sqrt(1 + np.pi / 8 * spread * variance)
+        m = scale * z @ weights[u] / np.sqrt(1 + np.pi / 8 * rho * variance)
         stored = np.flatnonzero(np.asarray(new.user) == u)
         want[new.order[stored]] = 1 / (1 + np.exp(-m))
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-def test_both_sides_of_a_pair_add_to_one(basis, seen, new):
+def test_both_sides_of_a_pair_add_to_one(model, seen, new):
     swapped = new.replace(chosen=new.rejected, rejected=new.chosen)
-    p, q = (
-        prediction.predict_proba(basis, seen, make_prior(), x) for x in (new, swapped)
-    )
+    p, q = (lore.predict_proba(model, seen, x) for x in (new, swapped))
     np.testing.assert_allclose(p + q, 1, atol=1e-6)
 
 
-def test_the_order_and_company_of_users_is_irrelevant(basis, seen, new):
-    prior = make_prior()
-    whole = prediction.predict_proba(basis, seen, prior, new)
+def test_the_order_and_company_of_users_is_irrelevant(model, seen, new):
+    whole = lore.predict_proba(model, seen, new)
     for u in (0, 2):
         one = [lore.take_users(x, np.array([u])) for x in (seen, new)]
         mine = np.sort(np.asarray(new.order)[np.asarray(new.user) == u])
-        alone = prediction.predict_proba(basis, one[0], prior, one[1])
+        alone = lore.predict_proba(model, *one)
         np.testing.assert_allclose(alone, whole[mine], atol=1e-6)
 
 
-def test_more_new_pairs_than_a_block(basis, seen, make_preferences):
+def test_more_new_pairs_than_a_block(model, seen, make_preferences):
     many = make_preferences(num_pairs=13000, seed=5)
-    got = prediction.predict_proba(basis, seen, make_prior(), many)
+    got = lore.predict_proba(model, seen, many)
     some = np.arange(0, 13000, 997)
     part = lore.take_pairs(many, np.isin(np.asarray(many.order), some))
-    alone = prediction.predict_proba(basis, seen, make_prior(), part)
+    alone = lore.predict_proba(model, seen, part)
     np.testing.assert_allclose(got[some], alone, atol=1e-6)
 
 
-def test_users_are_matched_by_name(basis):
+def test_users_are_matched_by_name(model):
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=(4, 6)).astype(np.float32) for _ in range(3)]
     make = lore.Preferences.from_ragged
     seen = make(rows, user_ids=["a", "b", "c"])
-    want = prediction.predict_proba(basis, seen, make_prior(), seen)
+    want = lore.predict_proba(model, seen, seen)
     back = make(rows[::-1], user_ids=["c", "b", "a"])
-    got = prediction.predict_proba(basis, seen, make_prior(), back)
+    got = lore.predict_proba(model, seen, back)
     np.testing.assert_allclose(got.reshape(3, 4)[::-1], want.reshape(3, 4), atol=1e-6)
     with pytest.raises(ValueError, match="'z'"):
-        prediction.predict_proba(
-            basis, seen, make_prior(), make(rows, user_ids=["a", "z", "c"])
-        )
+        lore.predict_proba(model, seen, make(rows, user_ids=["a", "z", "c"]))
     with pytest.raises(ValueError, match="never matched"):
-        prediction.predict_proba(basis, seen, make_prior(), make(rows))
+        lore.predict_proba(model, seen, make(rows))
     with pytest.raises(ValueError, match="3 users"):
-        prediction.predict_proba(basis, make(rows), make_prior(), make(rows[:2]))
+        lore.predict_proba(model, make(rows), make(rows[:2]))
 
 
-def test_nothing_to_predict_and_bad_spread(basis, seen, new):
+def test_nothing_to_predict_and_a_bad_variance_scale(model, seen, new):
     none = lore.take_pairs(new, np.zeros(new.num_pairs, bool))
-    assert prediction.predict_proba(basis, seen, make_prior(), none).shape == (0,)
-    with pytest.raises(ValueError, match="spread"):
-        prediction.predict_proba(basis, seen, make_prior(), new, spread=-1.0)
+    assert lore.predict_proba(model, seen, none).shape == (0,)
+    with pytest.raises(ValueError, match="variance_scale"):
+        lore.predict_proba(model, seen, new, variance_scale=-1.0)
 
 
 @pytest.fixture(scope="module")
@@ -229,22 +228,22 @@ def few_pairs():
 def test_integrating_beats_plugging_in(few_pairs):
     prior, truth, seen, new, pairs, others = few_pairs
     eye = np.eye(5, dtype=np.float32)
-    validation = hold_out(others)
-    config = lore.TrainConfig(concentrations=(10.0,), decays=(0.0,))
-    learned, rows = refine(validation, eye, prior, config)
-    assert learned.spread > 0
+    learned, rows = refine(hold_out(others), eye, prior)
+    assert learned.variance_scale > 0
     assert sum(row["chosen"] for row in rows) == 1
+    model = lore.RewardModel(eye, prior)
 
     def loss(rho):
-        p = prediction.predict_proba(eye, seen, prior, pairs, spread=rho)
+        p = lore.predict_proba(model, seen, pairs, variance_scale=rho)
         p = np.clip(p.reshape(300, 100).astype(float), 1e-9, 1 - 1e-9)
         return oracle.expected_log_loss(truth, new, p)
 
-    plugged, default, learned = loss(0.0), loss(None), loss(float(learned.spread))
-    likeliest = lore.adapt(eye, seen, config=lore.AdaptConfig.maximum_likelihood())
-    m = np.einsum("uqk,uk->uq", new, likeliest.weights)
-    likeliest = oracle.expected_log_loss(truth, new, 1 / (1 + np.exp(-m)))
-    for better, worse in ((default, plugged), (learned, plugged), (learned, likeliest)):
+    plugged, default = loss(0.0), loss(None)
+    learned = loss(float(learned.variance_scale))
+    plain = lore.adapt(model, seen, method=lore.MaximumLikelihood())
+    m = np.einsum("uqk,uk->uq", new, plain.weights)
+    plain = oracle.expected_log_loss(truth, new, 1 / (1 + np.exp(-m)))
+    for better, worse in ((default, plugged), (learned, plugged), (learned, plain)):
         assert lore.evaluation.paired_difference(better, worse).high < 0
 
 
@@ -252,12 +251,11 @@ def test_a_shrunk_basis_is_made_as_sure_as_it_should_be(few_pairs):
     prior, truth, seen, new, pairs, others = few_pairs
     shrunk = 0.5 * np.eye(5, dtype=np.float32)
     validation = hold_out(others)
-    grids = dict(concentrations=(10.0,), decays=(0.0,), spreads=(0.0, 1.0))
     losses = {}
     for scales in ((1.0,), (1.0, 1.2, 1.5)):
-        config = lore.TrainConfig(**grids, margin_scales=scales)
-        learned, _ = refine(validation, shrunk, prior, config)
-        p = prediction.predict_proba(shrunk, seen, learned, pairs)
+        grids = dict(variance_scales=(0.0, 1.0), margin_scales=scales)
+        learned, _ = refine(validation, shrunk, prior, **grids)
+        p = lore.predict_proba(lore.RewardModel(shrunk, learned), seen, pairs)
         p = np.clip(p.reshape(300, 100).astype(float), 1e-9, 1 - 1e-9)
         losses[scales] = oracle.expected_log_loss(truth, new, p)
     assert learned.margin_scale > 1
@@ -265,7 +263,7 @@ def test_a_shrunk_basis_is_made_as_sure_as_it_should_be(few_pairs):
 
 
 @pytest.mark.parametrize("sure", [True, False])
-def test_the_first_spread_is_kept_unless_another_is_surely_better(
+def test_the_first_variance_scale_is_kept_unless_another_is_better_by_two_errors(
     few_pairs, monkeypatch, sure
 ):
     prior, *_, others = few_pairs
@@ -273,25 +271,23 @@ def test_the_first_spread_is_kept_unless_another_is_surely_better(
     users = len(validation.heldout.counts)
     gain = np.full(users, 0.1) if sure else np.eye(users)[0]
 
-    def losses(basis, training, heldout, prior, candidates):
+    def losses(self, proj, prior, candidates):
         places = np.arange(len(candidates))
         return 1 - gain[None] * (places == 2)[:, None] + places[:, None] / 1e6
 
-    monkeypatch.setattr(refinement, "spread_losses", losses)
-    config = lore.TrainConfig(concentrations=(10.0,), decays=(0.0,))
-    eye = np.eye(5, dtype=np.float32)
-    learned, rows = refine(validation, eye, prior, config)
-    assert float(learned.spread) == pytest.approx(0.05 if sure else 0.1)
+    monkeypatch.setattr(Validation, "variance_losses", losses)
+    learned, rows = refine(validation, np.eye(5, dtype=np.float32), prior)
+    assert float(learned.variance_scale) == pytest.approx(0.05 if sure else 0.1)
     assert [i for i, row in enumerate(rows) if row["chosen"]] == [2 if sure else 0]
 
 
 def test_integrating_is_better_calibrated(few_pairs):
     prior, truth, seen, new, pairs, _ = few_pairs
-    eye = np.eye(5, dtype=np.float32)
+    model = lore.RewardModel(np.eye(5, dtype=np.float32), prior)
     chance = 1 / (1 + np.exp(-np.einsum("uqk,uk->uq", new, truth)))
     errors = [
         lore.evaluation.calibration(
-            prediction.predict_proba(eye, seen, prior, pairs, spread=rho),
+            lore.predict_proba(model, seen, pairs, variance_scale=rho),
             chance.ravel(),
         ).expected_error
         for rho in (0.0, 1.0)
@@ -304,10 +300,9 @@ def test_many_pairs_leave_the_curvature_of_the_likelihood():
     rng = np.random.default_rng(3)
     z = oracle.population(rng, 3.0, RANK, 4000, 2)[1]
     prior = make_prior(tempering=np.float32(0), concentration=np.float32(3))
-    prior = prior.replace(temperature=1.0)
     prefs = lore.Preferences.from_ragged(list(z.astype(np.float32)))
-    eye = np.eye(RANK, dtype=np.float32)
-    got = prediction.posterior(eye, prefs, prior, covariance=True)
+    model = lore.RewardModel(np.eye(RANK, dtype=np.float32), prior)
+    got = lore.posterior(model, prefs, covariance=True)
     plane = np.linalg.svd(np.ones((1, RANK)))[2][1:].T
     for u in range(2):
         chance = 1 / (1 + np.exp(-(z[u] @ got.weights[u])))
@@ -316,23 +311,41 @@ def test_many_pairs_leave_the_curvature_of_the_likelihood():
         np.testing.assert_allclose(got.covariance[u], want, atol=0.02 * want.max())
 
 
-def test_the_spread_shrinks_with_pairs():
+def test_the_deviation_shrinks_with_pairs():
     rng = np.random.default_rng(4)
     _, z, _ = oracle.population(rng, 1.0, RANK, 40, 64)
     prior = oracle.drawn_prior(rng, 1.0, RANK, num_atoms=20)
     counts = np.tile([0, 3, 12, 40], 16)
     rows = [x[:n].astype(np.float32) for x, n in zip(z, counts)]
     prefs = lore.Preferences.from_ragged(rows)
-    eye = np.eye(RANK, dtype=np.float32)
-    spread = prediction.posterior(eye, prefs, prior).deviation.mean(1)
-    means = [spread[counts == n].mean() for n in (0, 3, 12, 40)]
+    model = lore.RewardModel(np.eye(RANK, dtype=np.float32), prior)
+    std = lore.posterior(model, prefs).std.mean(1)
+    means = [std[counts == n].mean() for n in (0, 3, 12, 40)]
     assert (np.diff(means) < 0).all()
 
 
 def test_rank_one_knows_everything(basis, seen, new):
-    prior = make_prior(rank=1)
-    got = prediction.posterior(basis[:, :1], seen, prior)
-    np.testing.assert_allclose(got.deviation, 0, atol=1e-6)
-    p = prediction.predict_proba(basis[:, :1], seen, prior, new)
-    m = lore.margins(basis[:, :1], np.ones((5, 1), np.float32), new, 2.0)
+    model = lore.RewardModel(basis[:, :1], make_prior(rank=1), TEMPERATURE)
+    np.testing.assert_allclose(lore.posterior(model, seen).std, 0, atol=1e-6)
+    p = lore.predict_proba(model, seen, new)
+    m = lore.margins(model, np.ones((5, 1), np.float32), new)
     np.testing.assert_allclose(p, jax.nn.sigmoid(m), atol=1e-5)
+
+
+def test_after_a_warm_up_requests_compile_nothing(
+    make_preferences, small_basis, small_prior, compilations
+):
+    model = lore.RewardModel(small_basis, small_prior, 2.0)
+    lore.warm_up(model, num_users=70, num_pairs=12)
+    rng = np.random.default_rng(0)
+    before = compilations.count
+    for num_users in (1, 5, 64, 70):
+        counts = rng.integers(0, 13, num_users)
+        user = np.repeat(np.arange(num_users), counts)
+        chosen = rng.integers(30, size=len(user))
+        pairs = lore.Preferences.from_pairs(
+            make_preferences().features, chosen, (chosen + 1) % 30, user, num_users
+        )
+        lore.adapt(model, pairs, return_std=True)
+        lore.predict_proba(model, pairs, pairs)
+    assert compilations.count == before

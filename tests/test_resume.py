@@ -1,37 +1,35 @@
 """A fit that was interrupted anywhere ends as one that ran through."""
 
 import dataclasses
-import json
 import math
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from test_checkpoint import rewrite
 
 import lore_jax as lore
-from lore_jax._train.resume import seal, to_arrays
+from lore_jax._train.resume import seal
 from lore_jax.io import checkpoint, files
+from lore_jax.io.tree import VERSION, to_record
 
 KEY = jax.random.key(0)
-ONE = dict(concentrations=(3.0,), spreads=(0.1,))
+ONE = dict(concentrations=(3.0,), variance_scales=(0.1,))
+PRIOR = lore.PriorSearch(temperings=(0.4,), **ONE)
 RECIPES = {
-    "default": lore.TrainConfig(
+    "default": lore.Marginal(
         num_steps=4,
-        smoothings=(1.0, math.inf),
-        ridges=(0.2, 0.05),
-        temperings=(0.4, 0.0),
-        ranks=(1, 2),
-        **ONE,
+        search=lore.Search(
+            smoothings=(1.0, math.inf),
+            ridges=(0.2, 0.05),
+            temperings=(0.4, 0.0),
+            ranks=(1, 2),
+            **ONE,
+        ),
     ),
-    "joint": dataclasses.replace(
-        lore.TrainConfig.reference_joint(5, temperature=5.0), temperings=(0.4,), **ONE
-    ),
-    "alternating": dataclasses.replace(
-        lore.TrainConfig.reference_alternating(4, temperature=5.0),
-        temperings=(0.4,),
-        **ONE,
-    ),
+    "joint": lore.PublishedJoint(num_steps=5, temperature=5.0, prior=PRIOR),
+    "alternating": lore.PublishedAlternating(num_steps=4, temperature=5.0, prior=PRIOR),
 }
 
 
@@ -94,7 +92,7 @@ def test_interrupted_anywhere_it_ends_the_same(
     def fit(recorder=None, **settings):
         if recorder is not None:
             settings.update(on_progress=recorder, every=2)
-        return lore.fit(prefs, rank=rank, key=KEY, config=RECIPES[name], **settings)
+        return lore.fit(prefs, rank=rank, key=KEY, recipe=RECIPES[name], **settings)
 
     through = Recorder(path)
     want = fit(through)
@@ -128,17 +126,17 @@ def test_interrupted_anywhere_it_ends_the_same(
 @pytest.fixture(scope="module")
 def progress(prefs, tmp_path_factory):
     path = tmp_path_factory.mktemp("progress") / "progress.safetensors"
-    settings = dict(config=RECIPES["joint"], on_progress=Recorder(path, last=1))
+    settings = dict(recipe=RECIPES["joint"], on_progress=Recorder(path, last=1))
     with pytest.raises(Interruption):
         lore.fit(prefs, rank=2, key=KEY, every=2, **settings)
     return checkpoint.load_progress(path)
 
 
 @pytest.mark.parametrize(
-    "changed", ["features", "pairs", "weight", "rank", "key", "config", "init"]
+    "changed", ["features", "pairs", "weight", "rank", "key", "recipe", "init"]
 )
 def test_another_fits_progress_is_refused(prefs, progress, changed):
-    settings = dict(prefs=prefs, rank=2, key=KEY, config=RECIPES["joint"])
+    settings = dict(prefs=prefs, rank=2, key=KEY, recipe=RECIPES["joint"])
     if changed == "features":
         features = np.array(prefs.features)
         features[29, 3] += 1e-3
@@ -147,14 +145,14 @@ def test_another_fits_progress_is_refused(prefs, progress, changed):
         swapped = dict(chosen=prefs.rejected, rejected=prefs.chosen)
         settings["prefs"] = prefs.replace(**swapped)
     elif changed == "weight":
-        settings["prefs"] = prefs.replace(weight=np.ones(90, np.float32))
+        settings["prefs"] = prefs.replace(sample_weight=np.ones(90, np.float32))
     elif changed == "rank":
         settings["rank"] = 3
     elif changed == "key":
         settings["key"] = jax.random.key(1)
-    elif changed == "config":
-        config = dataclasses.replace(RECIPES["joint"], learning_rate=0.4)
-        settings["config"] = config
+    elif changed == "recipe":
+        recipe = dataclasses.replace(RECIPES["joint"], learning_rate=0.4)
+        settings["recipe"] = recipe
     else:
         sizes = dict(num_users=9, num_features=4, rank=2)
         settings["init"] = lore.init_params(KEY, **sizes)
@@ -165,11 +163,13 @@ def test_another_fits_progress_is_refused(prefs, progress, changed):
 
 def test_a_source_with_the_same_rows_has_the_same_fingerprint(prefs, progress):
     source = lore.ArraySource(np.asarray(prefs.features), 7)
-    settings = dict(rank=2, key=KEY, config=RECIPES["joint"])
+    settings = dict(rank=2, key=KEY, recipe=RECIPES["joint"])
     here = lore.fit(prefs, resume=progress, **settings)
     prefs = prefs.replace(features=source)
     there = lore.fit(prefs, resume=progress, **settings)
-    np.testing.assert_allclose(here.basis, there.basis, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        here.model.basis, there.model.basis, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_state_of_other_shapes_is_refused(prefs, progress):
@@ -177,7 +177,7 @@ def test_a_state_of_other_shapes_is_refused(prefs, progress):
     with pytest.raises(
         ValueError, match=r"resume\.state must hold arrays of the shapes"
     ):
-        lore.fit(prefs, rank=2, key=KEY, config=RECIPES["joint"], resume=wrong)
+        lore.fit(prefs, rank=2, key=KEY, recipe=RECIPES["joint"], resume=wrong)
 
 
 def test_progress_round_trips(progress, tmp_path):
@@ -190,58 +190,61 @@ def test_progress_round_trips(progress, tmp_path):
         assert a.dtype == b.dtype
 
 
-def damage_metrics(arrays, metadata):
-    arrays["metrics.1"] = arrays["metrics.1"][:-1]
+def several(*items):
+    """A tuple as a record holds it."""
+    return {"kind": "tuple", "items": list(items)}
 
 
-def damage_names(arrays, metadata):
-    arrays["state.99"] = arrays["state.0"]
+def row(**values):
+    return {"kind": "dict", "items": values}
 
 
-def damage_rows(arrays, metadata):
-    metadata["rows"] = json.dumps([{"log_loss": "small"}])
+ARRAY = {"kind": "array"}
+NUMBERS = np.zeros(9, np.float32)
+DAMAGE = {
+    "metrics": (dict(arrays={"metrics.loss": NUMBERS}), "metrics must be 3 arrays"),
+    "names": (dict(arrays={"state.99": NUMBERS}), r"unexpected arrays \['state.99'\]"),
+    "state": (dict(drop=["state.0"]), r"the array state\.0 is missing"),
+    "rows": (
+        dict(record={"rows": several(row(log_loss="small"))}),
+        "rows must be objects with a log_loss",
+    ),
+    "losses": (
+        dict(record={"rows": several(row(log_loss=0.5, chosen=False))}),
+        "losses must be 1 arrays",
+    ),
+    "kept": (
+        dict(
+            record={
+                "rows": several(row(log_loss=0.5, kept=True)),
+                "losses": several(ARRAY),
+            },
+            arrays={"losses.0": NUMBERS},
+        ),
+        "best must be 2 arrays",
+    ),
+    "best": (
+        dict(record={"best": several(ARRAY)}, arrays={"best.0": NUMBERS}),
+        "best must be 0 arrays",
+    ),
+    "fingerprint": (dict(record={"fingerprint": ...}), "Progress has the fields"),
+    "other_fingerprint": (
+        dict(record={"fingerprint": "0" * 32}),
+        "digest is not that of the record",
+    ),
+    "trail": (
+        dict(record={"trail": several(ARRAY)}, arrays={"trail.0": NUMBERS}),
+        "trail must be two arrays",
+    ),
+}
 
 
-def damage_losses(arrays, metadata):
-    metadata["rows"] = json.dumps([{"log_loss": 0.5, "chosen": False}])
-
-
-def damage_kept(arrays, metadata):
-    metadata["rows"] = json.dumps([{"log_loss": 0.5, "kept": True}])
-    arrays["losses.0"] = np.zeros(9)
-
-
-def damage_fingerprint(arrays, metadata):
-    del metadata["fingerprint"]
-
-
-def damage_best(arrays, metadata):
-    arrays["best.0"] = arrays["state.0"]
-
-
-def damage_trail(arrays, metadata):
-    arrays["trail.0"] = arrays["state.0"]
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (damage_metrics, "metrics must be 3 arrays"),
-        (damage_names, "expected numbered arrays"),
-        (damage_rows, "rows must be objects with a log_loss"),
-        (damage_losses, "losses must be 1 arrays"),
-        (damage_kept, "best must be 2 arrays"),
-        (damage_best, "best must be 0 arrays"),
-        (damage_fingerprint, "metadata: KeyError"),
-        (damage_trail, "trail must be two arrays"),
-    ],
-)
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_file_is_refused(progress, tmp_path, damage, message):
     path = tmp_path / "progress"
-    arrays, metadata = to_arrays(progress)
-    damage(arrays, metadata)
-    files.write_record(path, arrays, metadata)
-    with pytest.raises(ValueError, match=message):
+    checkpoint.save_progress(path, progress)
+    rewrite(path, **damage)
+    with pytest.raises(ValueError, match=f"progress is damaged: .*{message}"):
         checkpoint.load_progress(path)
 
 
@@ -283,12 +286,14 @@ def test_a_changed_record_is_refused_also_when_passed_directly(
     prefs, progress, tmp_path, change, message
 ):
     changed = change(progress)
-    settings = dict(rank=2, key=KEY, config=RECIPES["joint"])
+    settings = dict(rank=2, key=KEY, recipe=RECIPES["joint"])
     with pytest.raises(ValueError, match=r"resume\..*" + message):
         lore.fit(prefs, resume=changed, **settings)
     with pytest.raises(ValueError, match=message):
         checkpoint.save_progress(tmp_path / "progress", changed)
-    files.write_record(tmp_path / "progress", *to_arrays(changed))
+    arrays, record = to_record(changed)
+    kind = {"format": "lore_jax.progress", "version": str(VERSION)}
+    files.write_record(tmp_path / "progress", arrays, {**kind, "record": record})
     with pytest.raises(ValueError, match=f"progress is damaged: .*{message}"):
         checkpoint.load_progress(tmp_path / "progress")
 
@@ -308,7 +313,7 @@ def test_truncated_foreign_and_missing_files_are_refused(progress, tmp_path):
         checkpoint.load_progress(path)
     foreign = {"x": np.zeros(1)}, {"format": "lore_jax.fit", "version": "1"}
     path.write_bytes(safetensors.numpy.save(*foreign))
-    with pytest.raises(ValueError, match="not a lore_jax progress of a fit"):
+    with pytest.raises(ValueError, match="not a lore_jax progress"):
         checkpoint.load_progress(path)
     with pytest.raises(FileNotFoundError):
         checkpoint.load_progress(tmp_path / "nothing")

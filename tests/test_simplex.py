@@ -7,6 +7,7 @@ import pytest
 from jax.extend import core as extend
 from jax.test_util import check_grads
 
+from lore_jax import _backend
 from lore_jax._solve import interior_point, simplex
 
 KINDS = ("gauss", "separable", "duplicated", "collinear", "integer")
@@ -91,7 +92,7 @@ def test_map_satisfies_its_optimality_conditions(rank):
 
 
 @pytest.mark.parametrize("rank", [5, 10])
-def test_small_parts_of_a_barrier_do_not_jam_the_fast_solver(rank):
+def test_small_parts_of_a_barrier_do_not_jam_the_primal_dual_solver(rank):
     """A corrector that may aim beyond the boundary fails a quarter of these users."""
     rng = np.random.default_rng(0)
     true = rng.dirichlet(np.full(rank, 0.2), 128)
@@ -103,30 +104,33 @@ def test_small_parts_of_a_barrier_do_not_jam_the_fast_solver(rank):
     z, start = z.astype(np.float32), start.astype(np.float32)
     weight = np.full(z.shape[:2], 0.35, np.float32)
     solve = jax.jit(simplex.maximum_a_posteriori, static_argnames="solvers")
-    out = solve(z, weight, 0.4 * start, start=start, solvers=(simplex.FAST,))
+    out = solve(z, weight, 0.4 * start, start=start, solvers=(simplex.PRIMAL_DUAL,))
     assert out.converged.all()
     whole = solve(z, weight, 0.4 * start, start=start)
     np.testing.assert_allclose(out.weights, whole.weights, atol=1e-4)
 
 
-def test_large_margins_need_the_careful_solver():
+def test_large_margins_need_pair_duals():
     z = problems("gauss", 64, 10, 5, 1e3).astype(np.float32)
     weight = np.ones(z.shape[:2], np.float32)
     solve = jax.jit(simplex.maximum_likelihood, static_argnames="solvers")
-    fast, careful = (
+    without, with_duals = (
         jax.tree.map(np.asarray, solve(z, weight, solvers=(name,)))
         for name in simplex.BOTH
     )
-    assert not fast.converged.all()  # and it says so
-    assert (frank_wolfe_gap(z, weight, fast.weights) > 1e-2)[~fast.converged].all()
-    assert careful.converged.all()
-    assert (frank_wolfe_gap(z, weight, careful.weights) < 1.3).all()  # eps R² Σ weight
+    assert not without.converged.all()  # and it says so
+    gaps = frank_wolfe_gap(z, weight, without.weights)
+    assert (gaps > 1e-2)[~without.converged].all()
+    assert with_duals.converged.all()
+    gaps = frank_wolfe_gap(z, weight, with_duals.weights)
+    assert (gaps < 1.3).all()  # eps R² Σ weight
 
 
-@pytest.mark.parametrize("solvers", [(), ("fats",), "fast"])
+@pytest.mark.parametrize("solvers", [(), ("primal",), "primal_dual"])
 def test_another_solver_is_an_error(solvers):
     z = np.ones((2, 3, 4), np.float32)
-    with pytest.raises(ValueError, match=r"solvers must be .*'fast', 'careful'.*got"):
+    names = "'primal_dual', 'with_pair_duals'"
+    with pytest.raises(ValueError, match=rf"solvers must be .*{names}.*got"):
         simplex.maximum_likelihood(z, z[..., 0], solvers=solvers)
 
 
@@ -196,7 +200,7 @@ def test_gradients_follow_the_implicit_function_theorem():
 
 def test_an_accelerator_holds_few_systems_at_once(monkeypatch):
     """No U × K × K: a chunk's systems, or the problem itself, is the largest."""
-    monkeypatch.setattr(simplex, "sized", lambda cpu, accelerator: accelerator)
+    monkeypatch.setattr(simplex, "tuning", lambda: _backend.ACCELERATOR)
     z = jax.ShapeDtypeStruct((1 << 17, 10, 50), np.float32)
     weight = jax.ShapeDtypeStruct(z.shape[:2], np.float32)
 

@@ -101,7 +101,8 @@ def test_planted_choices_follow_the_model():
         problem.basis.T @ problem.basis, 4 * np.eye(3), atol=1e-4
     )
     # Orient each difference at random: how often is it chosen at a given margin?
-    margins = np.asarray(lore.margins(problem.basis, problem.weights, problem.heldout))
+    model = lore.RewardModel(problem.basis)
+    margins = np.asarray(lore.margins(model, problem.weights, problem.heldout))
     size = np.abs(margins)
     for low, high in ((0.0, 0.3), (0.3, 1.0), (1.0, 2.0)):
         inside = (size >= low) & (size < high)
@@ -115,7 +116,8 @@ def test_label_noise_flips_training_choices_only():
     )
 
     def right(problem, prefs):
-        return float(lore.accuracy(problem.basis, problem.weights, prefs).mean())
+        model = lore.RewardModel(problem.basis)
+        return float(lore.accuracy(model, problem.weights, prefs).mean())
 
     assert right(clean, clean.prefs) > 0.93
     share = right(noisy, noisy.prefs)

@@ -38,7 +38,7 @@ def prefs():
         user,
         41,
         label=rng.uniform(0.6, 1, 600),
-        weight=rng.uniform(0.5, 2, 600),
+        sample_weight=rng.uniform(0.5, 2, 600),
     )
 
 
@@ -50,7 +50,7 @@ def mean_differences(prefs):
     for u in range(prefs.num_users):
         mine = prefs.user == u
         if mine.any():
-            w = prefs.weight[mine] / prefs.weight[mine].sum()
+            w = prefs.sample_weight[mine] / prefs.sample_weight[mine].sum()
             out[u] = w * (2 * prefs.label[mine] - 1) @ z[mine]
     return out
 
@@ -77,12 +77,12 @@ def test_columns_are_a_simplex_around_the_population(prefs, rank):
     theta = starts.make_start(KEY, "svd", prefs, made, rank)
     assert theta.shape == (8, rank)
     theta = np.asarray(theta, np.float64)
-    spread = theta - theta.mean(1, keepdims=True)
-    gram = spread.T @ spread / (0.3**2 * len(theta))
+    apart = theta - theta.mean(1, keepdims=True)
+    gram = apart.T @ apart / (0.3**2 * len(theta))
     off = -1 / (rank - 1) if rank > 1 else 0
     want = np.full((rank, rank), off) + (1 - off) * np.eye(rank)
     np.testing.assert_allclose(gram, want if rank > 1 else 0, atol=1e-4)
-    np.testing.assert_allclose(spread.T @ theta.mean(1), 0, atol=1e-4)
+    np.testing.assert_allclose(apart.T @ theta.mean(1), 0, atol=1e-4)
     basis = np.asarray(coordinates.basis_of(jnp.asarray(theta, jnp.float32), made))
     assert (mean_differences(prefs) @ basis.mean(1)).sum() > 0
 
@@ -95,12 +95,12 @@ def test_without_room_for_a_simplex_the_start_is_random(prefs, rank, users):
     np.testing.assert_array_equal(*kinds)
 
 
-def test_the_config_says_which_start_and_the_others_are_random(prefs):
+def test_the_recipe_says_which_start_and_the_others_are_random(prefs):
     keys = KEY, jax.random.key(1)
     theta = []
     for kind in ("random", "svd"):
-        config = lore.TrainConfig(start=kind)
-        train = trainer.Trainer(prefs, keys, config, None, Run())
+        recipe = lore.Marginal(start=kind)
+        train = trainer.CandidateTrainer(prefs, keys, recipe, None, Run())
         made = train.coordinates_of("all", prefs, 1.0)
         theta.append(train.start(prefs, made, 2, 0))
         want = starts.make_start(keys[1], kind, prefs, made, 2)
@@ -121,11 +121,12 @@ def test_what_is_held_out_has_no_part_in_the_start(prefs, monkeypatch):
         return original(key, kind, part, made, rank)
 
     monkeypatch.setattr(trainer, "make_start", spy)
-    one = dict(smoothings=(1.0,), ridges=(0.2,))
-    config = lore.TrainConfig(num_steps=1, temperings=(0.2, 0.3), **one)
-    lore.fit(prefs, rank=2, key=KEY, config=config)
+    grids = dict(smoothings=(1.0,), ridges=(0.2,), temperings=(0.2, 0.3))
+    search = lore.Search(**grids)
+    recipe = lore.Marginal(num_steps=1, search=search)
+    lore.fit(prefs, rank=2, key=KEY, recipe=recipe)
     key = jax.random.split(KEY, 3)[2]
-    held = make_holdouts(prefs, key, config.validation_share, "both")
+    held = make_holdouts(prefs, key, search.validation_share, "both", 1.0)
     assert set(held) == {"judgements", "items"}
     sizes = [x.training.num_pairs for x in held.values()]
     # The global model and K = 2 on each; threads make them in any order.
@@ -136,10 +137,11 @@ def test_what_is_held_out_has_no_part_in_the_start(prefs, monkeypatch):
 
 
 def test_candidates_are_compared_at_the_first_pull(prefs):
-    config = lore.TrainConfig(concentrations=(7.0, 1.0), decays=(-0.25, 0.0))
-    train = trainer.Trainer(prefs, (KEY, KEY), config, None, Run())
+    search = lore.Search(concentrations=(7.0, 1.0), decays=(-0.25, 0.0))
+    recipe = lore.Marginal(search=search)
+    train = trainer.CandidateTrainer(prefs, (KEY, KEY), recipe, None, Run())
     theta = train.start(prefs, train.coordinates_of("all", prefs, 1.0), 2, 0)
-    candidate = {"rank": 2, "smoothing": 1.0, "ridge": 0.1, "tempering": 0.3}
+    candidate = trainer.Candidate(rank=2, smoothing=1.0, ridge=0.1, tempering=0.3)
     _, prior = train.result("all", prefs, theta, np.zeros(66, np.float32), candidate)
     got = prior.concentration, prior.decay, prior.tempering
     np.testing.assert_allclose(got, (7.0, -0.25, 0.3))

@@ -1,5 +1,7 @@
 """The additive state: any order, batch and shard, and close to exact adaptation."""
 
+import json
+
 import jax
 import numpy as np
 import planted_oracle as oracle
@@ -8,8 +10,10 @@ import pytest
 import lore_jax as lore
 from lore_jax import streaming
 from lore_jax._posterior import sums
+from lore_jax.io.records import check_users
+from lore_jax.io.tree import from_record, to_record
 
-RANK = 3
+RANK, TEMPERATURE = 3, 2.0
 SUMS = ("table", "linear", "quadratic", "num_pairs")
 
 
@@ -24,13 +28,18 @@ def basis(small_basis):
 
 
 @pytest.fixture(scope="module")
-def prefs(make_preferences):
-    return make_preferences(num_pairs=120, weight=True, label=True)
+def model(basis, prior):
+    return lore.RewardModel(basis, prior, TEMPERATURE)
 
 
 @pytest.fixture(scope="module")
-def state(prior, basis, prefs):
-    return streaming.observe(streaming.start_users(prior, 5), basis, prefs)
+def prefs(make_preferences):
+    return make_preferences(num_pairs=120, sample_weight=True, label=True)
+
+
+@pytest.fixture(scope="module")
+def state(model, prefs):
+    return streaming.update(model, streaming.init(model, num_users=5), prefs)
 
 
 def named(rng, names, per_user=6):
@@ -47,13 +56,13 @@ def assert_same(a, b):
 
 def test_the_sums_are_what_they_say(state, basis, prefs, prior):
     x = np.asarray(prefs.features, np.float64)
-    z = (x[prefs.chosen] - x[prefs.rejected]) @ basis / 2.0
+    z = (x[prefs.chosen] - x[prefs.rejected]) @ basis / TEMPERATURE
     atoms = np.asarray(prior.atoms, np.float64)
     share = np.exp(np.asarray(prior.log_weights, np.float64))
     second = (atoms.T * share / share.sum()) @ atoms
     for u in range(5):
         mine = np.flatnonzero(prefs.user == u)
-        y, w, m = prefs.label[mine], prefs.weight[mine], z[mine] @ atoms.T
+        y, w, m = prefs.label[mine], prefs.sample_weight[mine], z[mine] @ atoms.T
         want = w @ (y[:, None] * m - np.logaddexp(0, m))
         np.testing.assert_allclose(state.table[u], want, rtol=1e-4, atol=1e-4)
         want = (w * (y - 0.5)) @ z[mine]
@@ -75,7 +84,7 @@ def test_the_quadratic_is_a_lower_bound(prior):
     share = np.exp(prior.log_weights)
     second = (prior.atoms.T * share) @ prior.atoms / share.sum()
     xi = np.sqrt(z[0, 0] @ second @ z[0, 0])
-    _, b, h, _ = sums.pair_sums(z, one, None, prior.replace(temperature=1.0))
+    _, b, h, _ = sums.pair_sums(z, one, None, prior)
     full = np.zeros((RANK, RANK))
     full[np.triu_indices(RANK)] = h[0]
     full = full + full.T - np.diag(np.diag(full))
@@ -87,93 +96,111 @@ def test_the_quadratic_is_a_lower_bound(prior):
 
 
 @pytest.mark.parametrize("pieces", [2, 7])
-def test_order_and_batching_are_irrelevant(state, prior, basis, prefs, pieces):
+def test_order_and_batching_are_irrelevant(state, model, prefs, pieces):
     shuffled = np.random.default_rng(pieces).permutation(prefs.num_pairs)
-    other = streaming.start_users(prior, 5)
+    other = streaming.init(model, num_users=5)
     for part in np.array_split(shuffled, pieces):
-        other = streaming.observe(other, basis, lore.take_pairs(prefs, part))
+        other = streaming.update(model, other, lore.take_pairs(prefs, part))
     assert_same(state, other)
     np.testing.assert_allclose(
         streaming.weights(state), streaming.weights(other), atol=1e-4
     )
 
 
-def test_shards_merge_in_any_order(state, prior, basis, prefs):
+def test_shards_merge_in_any_order(state, model, prefs):
+    empty = streaming.init(model, num_users=5)
     shards = [
-        streaming.observe(
-            streaming.start_users(prior, 5), basis, lore.take_pairs(prefs, part)
-        )
+        streaming.update(model, empty, lore.take_pairs(prefs, part))
         for part in np.array_split(np.random.default_rng(0).permutation(120), 3)
     ]
     a, b, c = shards
     assert_same(state, streaming.merge(streaming.merge(a, b), c))
     assert_same(state, streaming.merge(a, streaming.merge(c, b)))
-    assert_same(state, streaming.merge(state, streaming.start_users(prior, 5)))
+    assert_same(state, streaming.merge(state, empty))
 
 
-def test_observing_leaves_the_old_state_alone(state, basis, prefs):
+def test_updating_leaves_the_old_state_alone(state, model, prefs):
     before = state.table.copy()
-    streaming.observe(state, basis, prefs)
+    streaming.update(model, state, prefs)
     np.testing.assert_array_equal(state.table, before)
 
 
-def test_names_not_positions(prior, basis):
+def test_names_not_positions(model):
     rng = np.random.default_rng(2)
     batch = named(rng, ["c", "a"])
-    start = streaming.start_users(prior, 3, ["a", "b", "c"])
-    state = streaming.observe(start, basis, batch)
+    start = streaming.init(model, user_ids=["a", "b", "c"])
+    state = streaming.update(model, start, batch)
     assert list(state.num_pairs) == [6, 0, 6]
-    alone = streaming.observe(streaming.start_users(prior, 2, ["c", "a"]), basis, batch)
+    alone = streaming.update(model, streaming.init(model, user_ids=["c", "a"]), batch)
     np.testing.assert_array_equal(state.table[[2, 0]], alone.table)
     merged = streaming.merge(state, alone)
     np.testing.assert_allclose(merged.table[[2, 0]], 2 * alone.table, rtol=1e-6)
     with pytest.raises(ValueError, match="'d'"):
-        streaming.observe(start, basis, named(rng, ["a", "d"]))
+        streaming.update(model, start, named(rng, ["a", "d"]))
     with pytest.raises(ValueError, match="both name"):
-        streaming.observe(streaming.start_users(prior, 2), basis, batch)
+        streaming.update(model, streaming.init(model, num_users=2), batch)
     with pytest.raises(ValueError, match="both name"):
-        streaming.merge(start, streaming.start_users(prior, 3))
+        streaming.merge(start, streaming.init(model, num_users=3))
     with pytest.raises(ValueError, match="distinct"):
-        streaming.start_users(prior, 2, ["a", "a"])
+        streaming.init(model, user_ids=["a", "a"])
+    with pytest.raises(ValueError, match="how many users"):
+        streaming.init(model)
 
 
-def test_merging_with_fresh_names_adds_users(prior, basis):
+def test_merging_with_fresh_names_adds_users(model, prior):
     batch = named(np.random.default_rng(2), ["a", "b"])
-    old = streaming.observe(streaming.start_users(prior, 2, ["a", "b"]), basis, batch)
-    grown = streaming.merge(old, streaming.start_users(prior, 2, ["b", "z"]))
+    old = streaming.update(model, streaming.init(model, user_ids=["a", "b"]), batch)
+    grown = streaming.merge(old, streaming.init(model, user_ids=["b", "z"]))
     assert list(grown.user_ids) == ["a", "b", "z"]
     np.testing.assert_array_equal(grown.table[:2], old.table)
     np.testing.assert_allclose(streaming.weights(grown)[2], prior.mean, atol=1e-6)
 
 
-def test_another_basis_is_refused(state, prior, basis, prefs):
-    other = basis.copy()
-    other[0, 0] += 1e-3
+def test_another_basis_is_refused(state, model, prefs):
+    changed = model.basis.copy()
+    changed[0, 0] += 1e-3
+    other = model.replace(basis=changed)
     with pytest.raises(ValueError, match="fingerprint"):
-        streaming.observe(state, other, prefs)
-    fresh = streaming.observe(streaming.start_users(prior, 5), other, prefs)
-    with pytest.raises(ValueError, match="fingerprint"):
-        streaming.merge(state, fresh)
-    streaming.observe(state, np.asarray(jax.numpy.asarray(basis)), prefs)
+        streaming.update(other, state, prefs)
+    fresh = streaming.init(other, num_users=5)
+    for unlike in (fresh, streaming.update(other, fresh, prefs)):
+        with pytest.raises(ValueError, match="fingerprint"):
+            streaming.merge(state, unlike)
+    on_device = model.replace(basis=jax.numpy.asarray(model.basis))
+    streaming.update(on_device, state, prefs)
 
 
-def test_another_prior_or_population_is_refused(state, prior, basis, prefs):
-    for other in (
-        prior.replace(temperature=1.0),
-        prior.replace(log_weights=prior.log_weights[::-1]),
+def test_another_prior_or_population_is_refused(state, model, prior, prefs):
+    backwards = prior.replace(log_weights=prior.log_weights[::-1])
+    for other, message in (
+        (model.replace(temperature=1.0), "temperatures disagree"),
+        (model.replace(prior=backwards), "different priors: log_weights"),
     ):
-        with pytest.raises(ValueError, match="different priors"):
-            streaming.merge(state, streaming.start_users(other, 5))
+        with pytest.raises(ValueError, match=message):
+            streaming.merge(state, streaming.init(other, num_users=5))
+        with pytest.raises(ValueError, match=message):
+            streaming.update(other, state, prefs)
     with pytest.raises(ValueError, match="same users"):
-        streaming.merge(state, streaming.start_users(prior, 6))
+        streaming.merge(state, streaming.init(model, num_users=6))
     with pytest.raises(ValueError, match="num_users"):
-        streaming.observe(streaming.start_users(prior, 6), basis, prefs)
-    with pytest.raises(ValueError, match="basis"):
-        streaming.observe(state, basis[:-1], prefs)
+        streaming.update(model, streaming.init(model, num_users=6), prefs)
+    with pytest.raises(ValueError, match=r"model\.basis"):
+        streaming.update(model.replace(basis=model.basis[:-1]), state, prefs)
     with pytest.raises(ValueError, match="K=2"):
-        streaming.observe(state, basis[:, :2], prefs)
+        streaming.update(model.replace(basis=model.basis[:, :2]), state, prefs)
     with pytest.raises(TypeError, match="prior"):
-        streaming.start_users(None, 5)
+        streaming.init(model.replace(prior=prior.atoms), num_users=5)
+    with pytest.raises(TypeError, match="model must be a RewardModel"):
+        streaming.init(model.basis, num_users=5)
+
+
+def test_no_prior_is_uniform_dirichlet(model, prefs):
+    bare = model.replace(prior=None)
+    state = streaming.update(bare, streaming.init(bare, num_users=5), prefs)
+    uniform = model.replace(prior=lore.uniform_prior(RANK))
+    same = streaming.update(uniform, streaming.init(uniform, num_users=5), prefs)
+    assert_same(state, same)
+    np.testing.assert_allclose(streaming.weights(state)[4], 1 / 3, atol=1e-5)
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1e-3, 1.0, 30.0, np.inf])
@@ -208,11 +235,11 @@ def test_weights_are_optimal(state, prior, kappa):
                 assert best <= value((1 - size) * got[u] + size * other) + 1e-4
 
 
-def test_a_hard_user_is_solved_or_reported(prior, basis):
+def test_a_hard_user_is_solved_or_reported(model):
     rng = np.random.default_rng(0)
     rows = [s * rng.normal(size=(50, 6)).astype(np.float32) for s in (1e-4, 1, 1e3)]
     prefs = lore.Preferences.from_ragged(rows)
-    state = streaming.observe(streaming.start_users(prior, 3), basis, prefs)
+    state = streaming.update(model, streaming.init(model, num_users=3), prefs)
     got = streaming.weights(state)
     assert np.isfinite(got).all()
     np.testing.assert_allclose(got.sum(1), 1, atol=1e-5)
@@ -224,9 +251,9 @@ def test_the_state_costs_little_on_planted_data():
     prior = oracle.drawn_prior(rng, 0.3, rank)
     truth, z, new = oracle.population(rng, 0.3, rank, pairs, 200, new_pairs=150)
     prefs = lore.Preferences.from_ragged(list(z.astype(np.float32)))
-    eye = np.eye(rank, dtype=np.float32)
-    exact = lore.adapt(eye, prefs, prior=prior).weights
-    state = streaming.observe(streaming.start_users(prior, 200), eye, prefs)
+    model = lore.RewardModel(np.eye(rank, dtype=np.float32), prior)
+    exact = lore.adapt(model, prefs).weights
+    state = streaming.update(model, streaming.init(model, num_users=200), prefs)
     lost = [
         oracle.expected_accuracy(truth, w, new).mean()
         for w in (exact, streaming.weights(state))
@@ -235,39 +262,44 @@ def test_the_state_costs_little_on_planted_data():
     assert np.abs(exact - streaming.weights(state)).max() > 1e-4
 
 
-def test_arrays_round_trip(prior, basis):
+def test_arrays_round_trip(model):
     batch = named(np.random.default_rng(2), ["a", "ü"])
-    state = streaming.observe(streaming.start_users(prior, 2, ["a", "ü"]), basis, batch)
-    arrays, metadata = streaming.to_arrays(state)
+    start = streaming.init(model, user_ids=["a", "ü"])
+    state = streaming.update(model, start, batch)
+    arrays, text = to_record(state)
     assert all(isinstance(x, np.ndarray) for x in arrays.values())
-    assert all(isinstance(x, str) for x in metadata.values())
-    back = streaming.from_arrays(arrays, metadata)
+    back = from_record(arrays, text)
+    check_users(back)
     for name in SUMS:
         np.testing.assert_array_equal(getattr(back, name), getattr(state, name))
     assert list(back.user_ids) == ["a", "ü"]
     assert back.fingerprint == state.fingerprint
+    assert back.temperature == TEMPERATURE
     np.testing.assert_array_equal(streaming.weights(back), streaming.weights(state))
     with pytest.raises(ValueError, match="fingerprint"):
-        streaming.observe(back, basis + 1, batch)
-    streaming.observe(back, basis, batch)
+        streaming.update(model.replace(basis=model.basis + 1), back, batch)
+    streaming.update(model, back, batch)
 
 
 @pytest.mark.parametrize(
     ("break_it", "match"),
     [
-        (lambda a, m: m.update(version="9"), "version"),
-        (lambda a, m: m.update(format="other"), "format"),
-        (lambda a, m: m.pop("fingerprint"), "metadata"),
-        (lambda a, m: m.update(temperature="-1"), "temperature"),
-        (lambda a, m: a.pop("linear"), "arrays"),
-        (lambda a, m: a.update(more=np.zeros(1)), "arrays"),
-        (lambda a, m: a.update(linear=a["linear"][:1]), "linear"),
-        (lambda a, m: a.update(table=a["table"] * np.nan), "table"),
-        (lambda a, m: a.update(table=a["table"].astype(np.float64)), "table"),
+        (lambda a, r: r.update(kind="Other"), "unknown kind 'Other'"),
+        (lambda a, r: r.update(kind="Prior"), "Prior has the fields"),
+        (lambda a, r: r["fields"].pop("fingerprint"), "UserStates has the fields"),
+        (lambda a, r: r["fields"].update(fingerprint="0"), "fingerprint must be"),
+        (lambda a, r: r["fields"].update(temperature=-1.0), "temperature"),
+        (lambda a, r: a.pop("linear"), "the array linear is missing"),
+        (lambda a, r: a.update(more=np.zeros(1)), "unexpected arrays"),
+        (lambda a, r: a.update(linear=a["linear"][:1]), "linear"),
+        (lambda a, r: a.update(table=a["table"] * np.nan), "table"),
+        (lambda a, r: a.update(table=a["table"].astype(np.float64)), "table"),
     ],
 )
 def test_damaged_arrays_are_refused(state, break_it, match):
-    arrays, metadata = streaming.to_arrays(state)
-    break_it(arrays, metadata)
+    arrays, text = to_record(state)
+    record = json.loads(text)
+    check_users(from_record(arrays, text))
+    break_it(arrays, record)
     with pytest.raises(ValueError, match=match):
-        streaming.from_arrays(arrays, metadata)
+        check_users(from_record(arrays, json.dumps(record)))

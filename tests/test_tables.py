@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="needs the extra 'experiments'")
 
-from experiments import from_table, tables
-from experiments.own_table import read_embeddings, read_table
+from experiments import from_table, prepared
 from experiments.texts import TextIndex
+from lore_jax.cli.tables import read_embeddings, read_table
 
 HEADER = "user,prompt,chosen,rejected\n"
 ROW = "a,Hi?,Hello.,Go away.\n"
@@ -251,7 +251,7 @@ def test_arrow_and_python_read_the_same_lines(put, monkeypatch):
     ]
     path = put("t.jsonl", "\n".join(map(json.dumps, rows)))
     fast = read_table(path)
-    monkeypatch.setattr("experiments.table_files._read_plain_json", lambda *_: None)
+    monkeypatch.setattr("lore_jax.cli.table_files._read_plain_json", lambda *_: None)
     assert read_table(path) == fast
     assert fast["user"] == [row["user"] for row in rows]
 
@@ -354,7 +354,7 @@ def test_a_table_of_messages_becomes_pairs(put, tmp_path):
     path = put("t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     argv = [str(path), "--texts-only", "--out", str(tmp_path / "out")]
     assert from_table.main(argv) == []
-    assert len(tables.PairTable.load(tmp_path / "out/prepared/pairs.npz")) > 0
+    assert len(prepared.PairTable.load(tmp_path / "out/prepared/pairs.npz")) > 0
 
 
 def test_column_flags_of_the_command(put, tmp_path):

@@ -1,11 +1,15 @@
 """Hold-outs to choose on, and when one loss is better than another."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
 
 import lore_jax as lore
 from lore_jax._train import recipe, search, validation
+from lore_jax._train.resume import Run
+from lore_jax._train.trainer import Candidate
 from lore_jax._train.validation import better, choose_stop, make_holdouts, relative
 
 KEY = jax.random.key(0)
@@ -28,14 +32,14 @@ def judgements_of(prefs):
 @pytest.mark.parametrize("holdout", ["judgements", "items", "both"])
 def test_the_hold_outs_that_were_asked_for(make_preferences, holdout):
     prefs = make_preferences(num_users=30, num_pairs=3000, num_rows=80)
-    found = make_holdouts(prefs, KEY, 0.15, holdout)
+    found = make_holdouts(prefs, KEY, 0.15, holdout, 1.0)
     want = ["judgements", "items"] if holdout == "both" else [holdout]
     assert list(found) == want
     for name, split in found.items():
         sides = rows_of if name == "items" else judgements_of
         assert not sides(split.training) & sides(split.heldout)
-    again = make_holdouts(prefs, KEY, 0.15, holdout)
-    other = make_holdouts(prefs, jax.random.key(1), 0.15, holdout)
+    again = make_holdouts(prefs, KEY, 0.15, holdout, 1.0)
+    other = make_holdouts(prefs, jax.random.key(1), 0.15, holdout, 1.0)
     for name in want:
         first, same, new = (x[name].heldout.chosen for x in (found, again, other))
         np.testing.assert_array_equal(first, same)
@@ -53,8 +57,8 @@ def test_where_nobody_shares_an_item_only_items_are_held_out(kind):
     if kind == "differences":
         features, chosen, rejected = features[:600], np.arange(600), None
     prefs = lore.Preferences.from_pairs(features, chosen, rejected, user)
-    assert list(make_holdouts(prefs, KEY, 0.15, "both")) == ["items"]
-    assert list(make_holdouts(prefs, KEY, 0.15, "judgements")) == ["judgements"]
+    assert list(make_holdouts(prefs, KEY, 0.15, "both", 1.0)) == ["items"]
+    assert list(make_holdouts(prefs, KEY, 0.15, "judgements", 1.0)) == ["judgements"]
 
 
 @pytest.mark.parametrize("kind", ["rows", "prompts", "differences", "groups"])
@@ -69,7 +73,7 @@ def test_of_the_pairs_in_use_the_share_of_items_is_held_out(make_preferences, ki
         group = np.asarray(prefs.chosen) // 4
         rejected = group * 4 + (np.asarray(prefs.chosen) + 1) % 4
         prefs = prefs.replace(group=group, rejected=rejected)
-    held = make_holdouts(prefs, KEY, 0.15, "items")["items"]
+    held = make_holdouts(prefs, KEY, 0.15, "items", 1.0)["items"]
     sizes = held.heldout.num_pairs, held.training.num_pairs
     assert sizes[0] / sum(sizes) == pytest.approx(0.15, abs=0.03)
     assert (sum(sizes) == 6000) == (kind != "rows")
@@ -78,7 +82,7 @@ def test_of_the_pairs_in_use_the_share_of_items_is_held_out(make_preferences, ki
 def test_too_few_pairs_are_named():
     prefs = lore.Preferences.from_ragged(np.ones((1, 1, 3), np.float32))
     with pytest.warns(UserWarning, match=r"too few pairs to validate on: \d to learn"):
-        assert make_holdouts(prefs, KEY, 0.15, "both") == {}
+        assert make_holdouts(prefs, KEY, 0.15, "both", 1.0) == {}
 
 
 def test_one_hold_out_that_is_left_is_used_without_a_warning():
@@ -86,7 +90,7 @@ def test_one_hold_out_that_is_left_is_used_without_a_warning():
     prefs = lore.Preferences.from_pairs(
         np.eye(2, dtype=np.float32), np.zeros(40, int), np.ones(40, int), np.arange(40)
     )
-    assert list(make_holdouts(prefs, KEY, 0.3, "both")) == ["judgements"]
+    assert list(make_holdouts(prefs, KEY, 0.3, "both", 1.0)) == ["judgements"]
 
 
 ONES = np.ones(8)
@@ -135,7 +139,7 @@ def test_a_training_that_diverges_is_the_worst():
     wild[1, 3] = np.inf
     assert relative(wild, np.ones(2)) == relative(wild * np.inf, np.ones(2)) == np.inf
     tried = np.stack([wild, fine, wild])
-    rows = validation.rows_of([{}, {}, {}], tried, np.ones(2))
+    rows = validation.candidate_rows([{}, {}, {}], tried, np.ones(2))
     assert validation.choose(rows, tried) == 1
     curve = np.stack([fine[0] - 0.5, fine[0], wild[1]])
     assert choose_stop([curve], np.ones(1)) == 0
@@ -187,16 +191,17 @@ def test_losses_are_divided_before_they_are_averaged():
     assert relative(losses * np.nan, np.ones(2)) == np.inf
     tried = np.stack([losses * np.nan, losses, losses])
     rows = [{"ridge": 1.0}, {"ridge": 2.0}, {"ridge": 3.0}]
-    rows = validation.rows_of(rows, tried, np.array([0.3, 2.5]))
+    rows = validation.candidate_rows(rows, tried, np.array([0.3, 2.5]))
     assert validation.choose(rows, tried) == 1
     assert [row["chosen"] for row in rows] == [False, True, False]
     assert rows[1]["log_loss"] == pytest.approx((0.3 + 5 / 3) / 2)
 
 
-CONFIG = lore.TrainConfig(
-    smoothings=(np.inf, 4.0, 1.0, 0.1, 0.01), ridges=(0.3, 1.0, 3.0, 10.0, 0.1, 0.03)
+GRIDS = lore.Search(
+    smoothings=(np.inf, 4.0, 1.0, 0.1, 0.01),
+    ridges=(0.3, 1.0, 3.0, 10.0, 0.1, 0.03),
 )
-FIRST = {"smoothing": np.inf, "ridge": 0.3, "tempering": 0.4}
+FIRST = Candidate(rank=2, smoothing=np.inf, ridge=0.3, tempering=0.4)
 
 
 class Plain:
@@ -205,11 +210,13 @@ class Plain:
     at_once = False
 
     def __init__(self, loss, num_users=20):
-        self.first = FIRST
         self.loss, self.num_users, self.tried = loss, num_users, []
 
+    def first(self, rank):
+        return FIRST._replace(rank=rank)
+
     def curve(self, name, candidate, _):
-        self.tried.append((name, *candidate.values()))
+        self.tried.append((name, *candidate))
         return np.full((1, self.num_users), self.loss(name, candidate))
 
     def each(self, function, items):
@@ -217,13 +224,13 @@ class Plain:
 
 
 def make_search(monkeypatch, loss):
-    """A `Search` over both hold-outs, whose losses are `loss(name, candidate)`."""
+    """`Losses` on both hold-outs, which are `loss(name, candidate)`."""
     train = Plain(loss)
     trail = np.zeros((1, 1)), np.zeros((1, 1))
-    monkeypatch.setattr(search.Search, "_trail", lambda *_: trail)
-    monkeypatch.setattr(search.Search, "_curve", lambda self, *x: train.curve(*x))
+    monkeypatch.setattr(search.Losses, "_trail", lambda *_: trail)
+    monkeypatch.setattr(search.Losses, "_curve", lambda self, *x: train.curve(*x))
     holdouts = dict.fromkeys(("judgements", "items"))
-    return search.Search(train, holdouts, search.Run()), train.tried
+    return search.Losses(train, holdouts, Run()), train.tried
 
 
 @pytest.mark.parametrize(
@@ -233,20 +240,20 @@ def test_the_search_finds_the_best_of_a_smooth_loss(monkeypatch, best):
     """A loss that is convex in every setting is minimised without trying all."""
 
     def distance(candidate):
-        place = [candidate["smoothing"], candidate["ridge"]]
+        place = [candidate.smoothing, candidate.ridge]
         place, goal = (np.log(np.clip(x, 0.01, 20)) for x in (place, best[:2]))
-        tempering = 0.0 if candidate["rank"] == 1 else candidate["tempering"] - best[2]
+        tempering = 0.0 if candidate.rank == 1 else candidate.tempering - best[2]
         return np.abs(place - goal).sum() + abs(tempering)
 
     def loss(name, candidate):
-        return 0.5 + 0.1 * distance(candidate) + 0.05 * (candidate["rank"] == 1)
+        return 0.5 + 0.1 * distance(candidate) + 0.05 * (candidate.rank == 1)
 
     made, tried = make_search(monkeypatch, loss)
-    found = search.select(made, (1, 2, 5), CONFIG)
-    assert found["rank"] in (2, 5)
-    assert (found["smoothing"], found["ridge"], found["tempering"]) == best
+    found = search.select(made, (1, 2, 5), GRIDS)
+    assert found.rank in (2, 5)
+    assert found[1:] == best
     assert len(set(tried)) == len(tried)  # Each candidate once.
-    every = 3 * len(CONFIG.smoothings) * len(CONFIG.ridges) * len(CONFIG.temperings)
+    every = 3 * len(GRIDS.smoothings) * len(GRIDS.ridges) * len(GRIDS.temperings)
     assert len(tried) / 2 < every / 6
 
 
@@ -254,16 +261,16 @@ def test_the_search_finds_the_best_of_a_smooth_loss(monkeypatch, best):
 def test_of_ranks_the_least_loss_is_taken(monkeypatch, ranks):
     for best in ranks:
         made, _ = make_search(
-            monkeypatch, lambda name, x, best=best: 0.5 + 0.1 * (x["rank"] != best)
+            monkeypatch, lambda name, x, best=best: 0.5 + 0.1 * (x.rank != best)
         )
-        assert search.select(made, ranks, CONFIG)["rank"] == best
+        assert search.select(made, ranks, GRIDS).rank == best
 
 
 def test_the_first_value_stays_where_nothing_is_better(monkeypatch):
     """Differences between users are noise that no candidate rises above."""
     made, _ = make_search(monkeypatch, lambda name, x: 0.5)
-    found = search.select(made, (2,), CONFIG)
-    assert found == {"rank": 2, **FIRST}
+    found = search.select(made, (2,), GRIDS)
+    assert found == FIRST
 
 
 @pytest.mark.parametrize(("lost", "ridge"), [(0.5, 1.0), (2.0, 0.3)])
@@ -271,24 +278,24 @@ def test_judgements_lose_little_for_the_sake_of_items(monkeypatch, lost, ridge):
     """λ = 1 is much better on items, and costs a part of the loss on judgements."""
 
     def loss(name, candidate):
-        if candidate["rank"] == 1:
+        if candidate.rank == 1:
             return 1.0
-        other = candidate["ridge"] == 1.0
+        other = candidate.ridge == 1.0
         cost = lost * validation.BASIS_GIVES * other
         return 1 + cost if name == "judgements" else 1 - 0.1 * other
 
     made, _ = make_search(monkeypatch, loss)
-    assert search.select(made, (2,), CONFIG)["ridge"] == ridge
+    assert search.select(made, (2,), GRIDS).ridge == ridge
 
 
 @pytest.mark.parametrize(("lost", "place"), [(0.5, 1), (2.0, 0)])
 def test_of_settings_of_the_prior_too(lost, place):
     cost = 1 + lost * validation._GIVES
     losses = np.stack([np.ones((2, 8)), [np.full(8, cost), np.full(8, 0.5)]])
-    rows = validation.rows_of([{}, {}], losses, np.ones(2))
+    rows = validation.candidate_rows([{}, {}], losses, np.ones(2))
     assert validation.choose(rows, losses) == place
     # Of one hold-out the least loss is taken.
-    rows = validation.rows_of([{}, {}], losses[:, 1:], np.ones(1))
+    rows = validation.candidate_rows([{}, {}], losses[:, 1:], np.ones(1))
     assert validation.choose(rows, losses[:, 1:]) == 1
 
 
@@ -297,13 +304,13 @@ def test_losses_are_over_those_of_the_tuned_global_model(monkeypatch):
 
     def loss(name, candidate):
         scale = 1.0 if name == "judgements" else 2.0
-        return scale * (0.5 + 0.1 * abs(np.log10(candidate["ridge"])))
+        return scale * (0.5 + 0.1 * abs(np.log10(candidate.ridge)))
 
     made, _ = make_search(monkeypatch, loss)
-    search.select(made, (2,), CONFIG)
-    assert made.line == {"rank": 1, **FIRST, "ridge": 1.0}
+    search.select(made, (2,), GRIDS)
+    assert made.line == FIRST._replace(rank=1, ridge=1.0)
     np.testing.assert_allclose(made.scales, [0.5, 1.0])
-    candidate = {"rank": 2, **FIRST, "ridge": 0.1}
+    candidate = FIRST._replace(ridge=0.1)
     np.testing.assert_allclose(made.scales_of(candidate), [0.6, 1.0])
     np.testing.assert_allclose(made.scales_of(made.line), made.scales)
     assert made.score(candidate) == pytest.approx((0.6 / 0.6 + 1.2 / 1.0) / 2)
@@ -315,10 +322,10 @@ def test_a_report_names_the_gain_on_each_hold_out(monkeypatch):
     def loss(name, candidate):
         best = 1.0 if name == "judgements" else 0.3
         least = {"judgements": 0.6, "items": 0.7}[name]
-        return least + 0.01 * (candidate["ridge"] != best)
+        return least + 0.01 * (candidate.ridge != best)
 
     made, _ = make_search(monkeypatch, loss)
-    search.select(made, (2,), CONFIG)
+    search.select(made, (2,), GRIDS)
     losses = [np.array([0.5, 0.4, np.nan, *[0.5] * 17]), np.full(20, 0.8)]
     first, second = made.report(losses)
     assert (first["holdout"], second["holdout"]) == ("judgements", "items")
@@ -333,9 +340,8 @@ def test_a_report_names_the_gain_on_each_hold_out(monkeypatch):
 
 def test_snapshots_of_others_are_forgotten(monkeypatch):
     made, _ = make_search(monkeypatch, lambda name, x: 0.5)
-    rest = {"smoothing": 1.0, "ridge": 0.1, "tempering": 0.4}
-    first, second = ({"rank": k, **rest} for k in (2, 3))
-    made.losses([first, second])
+    first, second = FIRST, FIRST._replace(rank=3)
+    made.of([first, second])
     made.keep(second)
     kept = [row["rank"] for row in made.run.rows if row["kept"]]
     assert kept == [3, 3]
@@ -355,16 +361,15 @@ def test_a_training_whose_snapshots_were_forgotten_is_done_once_more(monkeypatch
             return name, prefs
 
     train = Trains(lambda name, x: 0.5)
-    monkeypatch.setattr(search.Search, "_curve", lambda self, *x: train.curve(*x))
-    pairs = validation.Validation(1, 2)
-    made = search.Search(train, {"judgements": pairs, "items": pairs}, search.Run())
-    rest = {"smoothing": 1.0, "ridge": 0.1, "tempering": 0.4}
-    first, second = ({"rank": k, **rest} for k in (2, 3))
-    made.losses([first, second])
+    monkeypatch.setattr(search.Losses, "_curve", lambda self, *x: train.curve(*x))
+    split = types.SimpleNamespace(training=1, project=lambda basis: f"{basis} · V")
+    made = search.Losses(train, {"judgements": split, "items": split}, Run())
+    first, second = FIRST, FIRST._replace(rank=3)
+    made.of([first, second])
     made.keep(second)
     trained.clear()
     made.curves(first)
-    assert made.results(first, 4) == [("judgements", 1), ("items", 1)]
+    assert made.results(first, 4) == [("judgements · V", 1), ("items · V", 1)]
     assert trained == ["judgements", "items"]
     kept = [row["rank"] for row in made.run.rows if row["kept"]]
     assert kept == [2, 2, 3, 3]

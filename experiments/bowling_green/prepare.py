@@ -16,14 +16,14 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from lore_jax.datasets import Votes
 
 import lore_jax as lore
 from experiments.parts import check_leaks
 from experiments.prepare import positive, share, start
+from experiments.prepared import PairTable, load, pairs_path, write_features, write_json
 from experiments.stored import replacing, write_arrays
-from experiments.tables import PairTable, load, pairs_path, write_features, write_json
 from experiments.texts import TextIndex
+from lore_jax.data import Votes
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 COMMENTS, VOTES = "comments.csv", "participants-votes.csv"

@@ -14,10 +14,10 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
-from lore_jax.population import dirichlet_users, simulated_preferences
 
 import lore_jax as lore
-from experiments.tables import versions, write_json
+from experiments.prepared import versions, write_json
+from lore_jax.data import dirichlet_users, simulated_preferences
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
@@ -78,7 +78,9 @@ def main(argv=None) -> dict:
     sources["blocks"] = prefs.replace(features=blocks)
     for name in ("blocks", "table"):
         start = time.monotonic()
-        accuracy = np.asarray(lore.accuracy(basis, weights, sources[name]))
+        accuracy = np.asarray(
+            lore.accuracy(lore.RewardModel(basis), weights, sources[name])
+        )
         results[name] = {
             "seconds": time.monotonic() - start,
             "peak_gb_beyond_table": peak_gb() - before,

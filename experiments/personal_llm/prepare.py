@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
-from lore_jax.population import dirichlet_users, simulate_choices
 
 from experiments.prepare import finish, make_parser, pin_data, read_rows, start
+from experiments.prepared import PairTable, digest, drop_shared, rng
 from experiments.stored import write_arrays
-from experiments.tables import PairTable, digest, drop_shared, rng
 from experiments.texts import TextIndex
+from lore_jax.data import dirichlet_users, simulate_choices
 
 SOURCE = "namkoong-lab/PersonalLLM"
 NUM_RESPONSES = 8

@@ -11,7 +11,7 @@ import collections
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.prepare import finish, make_parser, pin_data, read_rows, start
-from experiments.tables import PairTable, drop_shared, stable_order
+from experiments.prepared import PairTable, drop_shared, stable_order
 from experiments.texts import TextIndex
 
 SOURCE = "HannahRoseKirk/prism-alignment"

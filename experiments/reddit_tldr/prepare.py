@@ -13,7 +13,7 @@ import collections
 from collections.abc import Iterable, Mapping
 
 from experiments.prepare import finish, make_parser, pin_data, read_rows, start
-from experiments.tables import PairTable, digest, drop_shared, stable_order
+from experiments.prepared import PairTable, digest, drop_shared, stable_order
 from experiments.texts import TextIndex
 
 SOURCE, CONFIG = "openai/summarize_from_feedback", "comparisons"

@@ -1,6 +1,9 @@
 """The layout of pairs: users padded to a few lengths, in chunks of a few shapes.
 
-Batches of any size reuse the same compiled programs; padding costs K floats a pair.
+Index work happens here, once per data set, on the host. `pack` serves whatever asks
+about users (adaptation, posterior, losses); `make_buckets` lays the same pairs out for
+the steps of a training. Batches of any size reuse the same compiled programs; padding
+costs K floats a pair.
 """
 
 import functools
@@ -11,129 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax._backend import sized
+from lore_jax import _equations
+from lore_jax._backend import tuning
 from lore_jax._posterior.table import group_size
 from lore_jax.preferences import Preferences
 
-_CELLS = 1 << 16, 1 << 24  # atoms × pairs of a chunk: what stays in a cache
-
-_LANES = 16  # users of a chunk at least, unless one alone is more than that
-
-
-class Bucket(NamedTuple):
-    """Users of similar length: C chunks of B users with g · G padded pairs.
-
-    Attributes:
-      chosen: int32[C, g, G, B], rows of the table.
-      rejected: int32[C, g, G, B] or None.
-      weight: float[C, g, G, B], 0 where padded.
-      label: float[C, g, G, B] or None.
-    """
-
-    chosen: jax.Array
-    rejected: jax.Array | None
-    weight: jax.Array
-    label: jax.Array | None
-
-
-def count_users(prefs: Preferences) -> int:
-    """How many users have a pair that weighs anything."""
-    user = np.asarray(prefs.user)
-    if prefs.weight is not None:
-        user = user[np.asarray(prefs.weight) > 0]
-    return len(np.unique(user))
-
-
-def bucket_lengths(room: np.ndarray) -> list[int]:
-    """Of 3, 5, 10, 20, 40, … those that save a tenth of the pairs, and the longest.
-
-    Every one costs compiling, so that few users with few pairs are padded to more.
-
-    Args:
-      room: int[U], the most pairs that every user may have.
-    """
-    longest, ladder = int(room.max(initial=0)), [3, 5]
-    while ladder[-1] < longest:
-        ladder.append(ladder[-1] * 2)
-    lengths = [longest] * (longest > 0)
-    for length in reversed([x for x in ladder if x < longest]):
-        between = ((room > length) & (room <= lengths[-1])).any()
-        saved = ((room > 0) & (room <= length)).sum() * (lengths[-1] - length)
-        if not between:
-            lengths[-1] = length
-        elif saved > room.sum() / 10:
-            lengths.append(length)
-    return lengths[::-1]
-
-
-def make_buckets(
-    prefs: Preferences, num_atoms: int, dtype, room: np.ndarray
-) -> tuple[tuple[Bucket, ...], tuple[jax.Array, ...]]:
-    """Pads users to the lengths of `bucket_lengths`; chunks fit a cache.
-
-    Whoever has room for more than a bucket's pairs has a place in it, so that every
-    split of a data set has the same shapes: twice the places of the pairs.
-    """
-    counts, offsets = np.asarray(prefs.counts), np.asarray(prefs.offsets)
-    buckets, num_chunks, low = [], [], 0
-    # Of a user's pairs a validation split may leave half.
-    for length in bucket_lengths(np.concatenate([room, room // 2])):
-        users = np.flatnonzero((counts > low) & (counts <= length))
-        most = int((room > low).sum())  # As many as a split may leave here.
-        group = group_size(length, prefs.weight is None)
-        size = sized(*_CELLS) // (num_atoms * length)
-        size = max(size, _LANES if size else 1)
-        size = min(1 << size.bit_length() - 1, most)
-        place = np.arange(-(-length // group) * group)
-        real = np.zeros((-(-most // size) * size, len(place)), bool)
-        real[: users.size] = place < counts[users][:, None]
-        pairs = np.zeros(real.shape, np.int64)
-        pairs[: users.size] = offsets[users][:, None] + place
-        pairs = np.where(real, pairs, 0)
-        real, pairs = (
-            x.reshape(-1, size, len(place) // group, group).transpose(0, 3, 2, 1)
-            for x in (real, pairs)
-        )
-        take = functools.partial(_take, pairs)
-        weight = take(prefs.weight)
-        weight = real if weight is None else real * weight
-        buckets.append(
-            Bucket(
-                jnp.asarray(take(prefs.chosen)),
-                _device(take(prefs.rejected)),
-                jnp.asarray(weight, dtype),
-                _device(take(prefs.label), dtype),
-            )
-        )
-        num_chunks.append(jnp.asarray(-(-users.size // size), jnp.int32))
-        low = length
-    return tuple(buckets), tuple(num_chunks)
-
-
-def _take(pairs, values):
-    return None if values is None else np.asarray(values)[pairs]
-
-
-def _device(values, dtype=None):
-    return None if values is None else jnp.asarray(values, dtype)
-
-
-# Users of a chunk, and more than how many ask for it; on an accelerator padding is
-# cheap and a call is not.
-_SIZES = (
-    ((4096, 2048), (1024, 64), (64, 0)),
-    ((131072, 16384), (16384, 2048), (2048, 64), (64, 0)),
-)
-
 _FOR_LONG = ((64, 48), (4, 0))  # where a chunk of padding costs more than a call
-
 _LONG = 160
-
 _FEW_PAIRS = 1 << 16
-
-_ROOM = 1 << 19  # more pairs are read on an accelerator, padded to 4, 16, … times it
-
-_MANY_PAIRS = 1 << 20, 1 << 21
+_LANES = 16  # users of a chunk of a bucket at least, unless one alone is more than that
 
 
 class Chunk(NamedTuple):
@@ -159,13 +48,89 @@ class Chunk(NamedTuple):
         return slice(first, last + 1) if alike else self.users
 
 
-def chunks(counts: np.ndarray, offsets: np.ndarray) -> Iterator[Chunk]:
+class Pairs(NamedTuple):
+    """The pairs of a data set, laid out; everything is on the host.
+
+    Attributes:
+      chosen: int32[N], row of the preferred response, users ascending.
+      rejected: int32[N] or None.
+      user: int32[N].
+      sample_weight: float[N] or None.
+      label: float[N] or None.
+      offsets: int32[U + 1]; pairs offsets[u] … offsets[u + 1] − 1 are user u's.
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray | None
+    user: np.ndarray
+    sample_weight: np.ndarray | None
+    label: np.ndarray | None
+    offsets: np.ndarray
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int32[U], pairs of each user."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @property
+    def unit_weights(self) -> bool:
+        """Whether every pair weighs 1."""
+        return self.sample_weight is None
+
+    def chunks(self, users: np.ndarray | None = None) -> Iterator[Chunk]:
+        """Chunks of all users, or of some."""
+        if users is None:
+            yield from make_chunks(self.counts, self.offsets[:-1])
+            return
+        for chunk in make_chunks(self.counts[users], self.offsets[users]):
+            yield chunk._replace(users=users[chunk.users])
+
+    def reader(self, proj) -> Callable[[Chunk], tuple[Any, Any, Any]]:
+        """A function Chunk → (z float[U, P, K], weight float[U, P], label or None).
+
+        The pairs of large batches over a table on an accelerator are read there.
+
+        Args:
+          proj: float[M, K].
+        """
+        columns = self.chosen, self.rejected, self.sample_weight, self.label
+        size = len(self.chosen)
+        if not size:  # `count` says so: nothing of these is used.
+            columns = np.zeros(1, np.int32), None, None, None
+            proj = np.zeros((1, proj.shape[1]), proj.dtype)
+        read, least = _read, tuning(proj).gather_pairs
+        if isinstance(proj, jax.Array) and least is not None and size > least:
+            # Few sizes, so few programs; once, not once a chunk.
+            capacity = _ladder([least], 4, size)[-1] - size
+            columns = jax.tree.map(
+                lambda x: jnp.asarray(np.pad(x, (0, capacity))), columns
+            )
+            read = _read_on_device
+        return lambda c: read(proj, columns, c.first, c.count, length=c.length)
+
+
+def pack(prefs: Preferences) -> Pairs:
+    """Lays the pairs out, on the host."""
+    fields = prefs.chosen, prefs.rejected, prefs.user, prefs.sample_weight
+    columns = jax.tree.map(np.asarray, (*fields, prefs.label, prefs.offsets))
+    return Pairs(*columns)
+
+
+def make_chunks(counts: np.ndarray, first: np.ndarray) -> Iterator[Chunk]:
     """Splits users by number of pairs into chunks of a few fixed shapes.
 
     Lengths are padded to 3, 5, 10, 20, 40, …, and in small batches all alike to 40,
-    160, … (a compilation costs more than the padding); a chunk holds 4096, 1024 or 64
-    users, or 4 with many pairs, and never a million pairs unless 4 users have more. On
-    an accelerator it is 131072, 16384, 2048 or 64, and two million.
+    160, … (a compilation costs more than the padding); how many users a chunk holds
+    depends on `Tuning.chunk_shapes` and `chunk_pairs`, or is 4 with many pairs.
+
+    Args:
+      counts: int[U], pairs of each user.
+      first: int[U], stored position of each user's first pair.
     """
     longest = counts.max(initial=0)
     lengths = _ladder([3, 5], 2, longest)
@@ -174,15 +139,24 @@ def chunks(counts: np.ndarray, offsets: np.ndarray) -> Iterator[Chunk]:
     bucket = np.searchsorted(lengths, counts)
     for b, length in enumerate(lengths):
         users = np.flatnonzero(bucket == b)
-        shapes = sized(*_SIZES)
+        shapes = tuning().chunk_shapes
         shapes = shapes if length <= _LONG else (*shapes[:-1], *_FOR_LONG)
-        sizes = [c for c in shapes if c[0] * length <= sized(*_MANY_PAIRS)] or [(4, 0)]
+        sizes = [c for c in shapes if c[0] * length <= tuning().chunk_pairs]
+        sizes = sizes or [(4, 0)]
         while len(users):
             size = next((c for c, least in sizes if len(users) > least), sizes[-1][0])
             taken, users = users[:size], users[size:]
-            first, count = np.zeros((2, size), np.int32)
-            first[: len(taken)], count[: len(taken)] = offsets[taken], counts[taken]
-            yield Chunk(taken, first, count, int(length))
+            starts, count = np.zeros((2, size), np.int32)
+            starts[: len(taken)], count[: len(taken)] = first[taken], counts[taken]
+            yield Chunk(taken, starts, count, int(length))
+
+
+def batch_shapes(num_users: int, num_pairs: int) -> list[tuple[int, int]]:
+    """(users, pairs of each) of batches that meet every shape of smaller batches."""
+    shapes = tuning().chunk_shapes
+    sizes = [min(size, num_users) for size, least in shapes if num_users > least]
+    lengths = [min(x, num_pairs) for x in _ladder([3, 5], 2, num_pairs)]
+    return [(size, length) for size in sizes for length in dict.fromkeys(lengths)]
 
 
 def _ladder(lengths: list[int], factor: int, longest: int) -> list[int]:
@@ -191,46 +165,124 @@ def _ladder(lengths: list[int], factor: int, longest: int) -> list[int]:
     return lengths
 
 
-def chunk_reader(proj, prefs: Preferences) -> Callable[[Chunk], tuple[Any, Any, Any]]:
-    """A function Chunk → (z float[U, P, K], weight float[U, P], label or None).
-
-    The pairs of large batches over a table on an accelerator are read there.
-
-    Args:
-      proj: float[M, K].
-      prefs: the pairs.
-    """
-    columns = prefs.chosen, prefs.rejected, prefs.weight, prefs.label
-    if not prefs.num_pairs:  # `count` says so: nothing of these is used.
-        columns = np.zeros(1, np.int32), None, None, None
-        proj = np.zeros((1, proj.shape[1]), proj.dtype)
-    columns = jax.tree.map(np.asarray, columns)
-    read = _read
-    if isinstance(proj, jax.Array) and sized(0, prefs.num_pairs) > _ROOM:
-        # Few sizes, so few programs; once, not once a chunk.
-        room = _ladder([_ROOM], 4, prefs.num_pairs)[-1] - prefs.num_pairs
-        columns = jax.tree.map(lambda x: jnp.asarray(np.pad(x, (0, room))), columns)
-        read = _read_on_device
-    return lambda c: read(proj, columns, c.first, c.count, length=c.length)
-
-
 def _read(proj, columns, first, count, *, length):
     chosen, rejected, weight, label = columns
     place = np.arange(length, dtype=np.int32)[None]
     real = place < count[:, None]
     pairs = (first[:, None] + place) * real
-    gather = _gather_on_device if isinstance(proj, jax.Array) else _gather
+    on_device = isinstance(proj, jax.Array)
+    gather = _gather_on_device if on_device else _equations.pair_rewards
     z = gather(proj, chosen[pairs], None if rejected is None else rejected[pairs])
     unit = real.astype(z.dtype)
     weight = unit if weight is None else unit * weight[pairs].astype(z.dtype)
     return z, weight, None if label is None else label[pairs].astype(z.dtype)
 
 
-def _gather(proj, chosen, rejected):
-    z = proj[chosen]
-    return z if rejected is None else z - proj[rejected]
-
-
 _read_on_device = jax.jit(_read, static_argnames="length")
+_gather_on_device = jax.jit(_equations.pair_rewards)
 
-_gather_on_device = jax.jit(_gather)
+
+class Bucket(NamedTuple):
+    """Users of similar length for training: C chunks of B users with g · G pairs.
+
+    Attributes:
+      chosen: int32[C, g, G, B], rows of the table.
+      rejected: int32[C, g, G, B] or None.
+      weight: float[C, g, G, B], 0 where padded.
+      label: float[C, g, G, B] or None.
+    """
+
+    chosen: jax.Array
+    rejected: jax.Array | None
+    weight: jax.Array
+    label: jax.Array | None
+
+
+def count_users(pairs: Pairs) -> int:
+    """How many users have a pair that weighs anything."""
+    user = pairs.user
+    if pairs.sample_weight is not None:
+        user = user[pairs.sample_weight > 0]
+    return len(np.unique(user))
+
+
+def bucket_lengths(capacity: np.ndarray) -> list[int]:
+    """Of 3, 5, 10, 20, 40, … those that save a tenth of the pairs, and the longest.
+
+    Every one costs compiling, so that few users with few pairs are padded to more.
+
+    Args:
+      capacity: int[U], the most pairs that every user may have.
+    """
+    longest, ladder = int(capacity.max(initial=0)), [3, 5]
+    while ladder[-1] < longest:
+        ladder.append(ladder[-1] * 2)
+    lengths = [longest] * (longest > 0)
+    for length in reversed([x for x in ladder if x < longest]):
+        between = ((capacity > length) & (capacity <= lengths[-1])).any()
+        saved = ((capacity > 0) & (capacity <= length)).sum() * (lengths[-1] - length)
+        if not between:
+            lengths[-1] = length
+        elif saved > capacity.sum() / 10:
+            lengths.append(length)
+    return lengths[::-1]
+
+
+def make_buckets(
+    pairs: Pairs, num_atoms: int, dtype, capacity: np.ndarray
+) -> tuple[tuple[Bucket, ...], tuple[jax.Array, ...], np.ndarray]:
+    """Pads users to the lengths of `bucket_lengths`; chunks fit a cache.
+
+    Buckets are padded to shapes that fit every split of the data, so all splits share
+    one program: twice the places of the pairs.
+
+    Returns:
+      (buckets, int32[] of each bucket, how many of its chunks hold users, int[N], the
+      place of each pair among the slots of all buckets, one after another).
+    """
+    position = np.zeros(len(pairs.chosen), np.int64)
+    first = 0
+    counts, offsets = pairs.counts, pairs.offsets
+    buckets, num_chunks, low = [], [], 0
+    # Of a user's pairs a validation split may leave half.
+    for length in bucket_lengths(np.concatenate([capacity, capacity // 2])):
+        users = np.flatnonzero((counts > low) & (counts <= length))
+        most = int((capacity > low).sum())  # As many as a split may leave here.
+        group = group_size(length, pairs.unit_weights)
+        size = tuning().bucket_cells // (num_atoms * length)
+        size = max(size, _LANES if size else 1)
+        size = min(1 << size.bit_length() - 1, most)
+        place = np.arange(-(-length // group) * group)
+        real = np.zeros((-(-most // size) * size, len(place)), bool)
+        real[: users.size] = place < counts[users][:, None]
+        slots = np.zeros(real.shape, np.int64)
+        slots[: users.size] = offsets[users][:, None] + place
+        slots = np.where(real, slots, 0)
+        real, slots = (
+            x.reshape(-1, size, len(place) // group, group).transpose(0, 3, 2, 1)
+            for x in (real, slots)
+        )
+        take = functools.partial(_take, slots)
+        weight = take(pairs.sample_weight)
+        weight = real if weight is None else real * weight
+        buckets.append(
+            Bucket(
+                jnp.asarray(take(pairs.chosen)),
+                _device(take(pairs.rejected)),
+                jnp.asarray(weight, dtype),
+                _device(take(pairs.label), dtype),
+            )
+        )
+        num_chunks.append(jnp.asarray(-(-users.size // size), jnp.int32))
+        position[slots[real]] = first + np.flatnonzero(real)
+        first += real.size
+        low = length
+    return tuple(buckets), tuple(num_chunks), position
+
+
+def _take(slots, values):
+    return None if values is None else values[slots]
+
+
+def _device(values, dtype=None):
+    return None if values is None else jnp.asarray(values, dtype)

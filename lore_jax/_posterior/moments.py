@@ -28,18 +28,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lore_jax._backend import cholesky, solve_lower
+from lore_jax._backend import EXACT, cholesky, solve_lower
 from lore_jax._posterior.table import log_likelihoods
 from lore_jax.prior import Prior, likelihood_power, mixture_mean
-
-_EXACT = lax.Precision.HIGHEST
 
 _LARGEST = 1e15  # the square of a larger margin overflows in float32
 
 _MOST = 1e4  # most information of a pair: its margin's deviation is 1 % of the prior's
 
 
-class Mixture(NamedTuple):
+class PosteriorMoments(NamedTuple):
     """The posterior of a chunk of users, at T = 1.
 
     Attributes:
@@ -58,7 +56,7 @@ class Mixture(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="unit_weights")
-def mixture_of(
+def moments_of(
     z: jax.Array,
     weight: jax.Array,
     label: jax.Array | None,
@@ -66,8 +64,8 @@ def mixture_of(
     prior: Prior,
     *,
     unit_weights: bool = False,
-) -> Mixture:
-    """The mixture of users with pairs z float[B, P, K] (T = 1) and weights [B, K]."""
+) -> PosteriorMoments:
+    """The moments of users with pairs z float[B, P, K] (T = 1) and weights [B, K]."""
     table = log_likelihoods(z, weight, label, prior.atoms, unit_weights=unit_weights)
     total = jnp.sum(weight, axis=1)
     power = likelihood_power(total, prior.tempering)
@@ -81,7 +79,7 @@ def mixture_of(
     part = jnp.where(jnp.isfinite(prior.concentration), _normal_share(share, own), 0)
     covariance = between + part[:, None, None] * (normal - between)
     covariance = jnp.where((total == 0)[:, None, None], own[None], covariance)
-    return Mixture(weights, probability, mean, covariance, prior.atoms)
+    return PosteriorMoments(weights, probability, mean, covariance, prior.atoms)
 
 
 def _between(atoms):
@@ -90,7 +88,7 @@ def _between(atoms):
     def user(arrays):
         probability, mean = arrays
         centred = atoms - mean[None]
-        return jnp.matmul(centred.T * probability[None], centred, precision=_EXACT)
+        return jnp.matmul(centred.T * probability[None], centred, precision=EXACT)
 
     return user
 
@@ -117,32 +115,34 @@ def normal_covariance(
     values, vectors = jnp.linalg.eigh(own)
     root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None]
     z = jnp.clip(z, -_LARGEST, _LARGEST)
-    m = jnp.einsum("bpk,bk->bp", z, weights, precision=_EXACT)
-    side = jnp.einsum("bpk,kl->bpl", z, root, precision=_EXACT)
+    m = jnp.einsum("bpk,bk->bp", z, weights, precision=EXACT)
+    side = jnp.einsum("bpk,kl->bpl", z, root, precision=EXACT)
     length = jnp.sum(side**2, axis=2)
     curvature = jax.nn.sigmoid(m) * jax.nn.sigmoid(-m)
     curvature = jnp.minimum(curvature, _MOST / jnp.maximum(length, _MOST))
     curvature = weight * curvature
-    data = jnp.einsum("bp,bpk,bpl->bkl", curvature, side, side, precision=_EXACT)
+    data = jnp.einsum("bp,bpk,bpl->bkl", curvature, side, side, precision=EXACT)
     # Rounding leaves `data` indefinite by a few eps times its trace.
     ridge = 1 + 8 * jnp.finfo(z.dtype).eps * jnp.sum(curvature * length, axis=1)
     system = data + ridge[:, None, None] * jnp.eye(len(own), dtype=z.dtype)[None]
     lower = jax.vmap(cholesky)(system)
     columns = jnp.broadcast_to(root.T[None], system.shape)
     half = jax.vmap(solve_lower)(lower, columns)
-    return jnp.einsum("bik,bil->bkl", half, half, precision=_EXACT)
+    return jnp.einsum("bik,bil->bkl", half, half, precision=EXACT)
 
 
-def deviation(mixture: Mixture) -> jax.Array:
+def standard_deviation(moments: PosteriorMoments) -> jax.Array:
     """Posterior standard deviation of every weight, float[B, K], at most 1/2."""
-    variance = jnp.diagonal(mixture.covariance, axis1=1, axis2=2)
+    variance = jnp.diagonal(moments.covariance, axis1=1, axis2=2)
     return jnp.sqrt(jnp.clip(variance, 0, 0.25))
 
 
 @jax.jit
-def margin_moments(mixture: Mixture, z: jax.Array, row: jax.Array) -> jax.Array:
+def margin_moments(
+    moments: PosteriorMoments, z: jax.Array, row: jax.Array
+) -> jax.Array:
     """Mean and variance of the margins of z float[B, K], users row int[B]: [B, 2]."""
-    mean = jnp.einsum("bk,bk->b", z, mixture.weights[row], precision=_EXACT)
-    spread = mixture.covariance[row]
-    variance = jnp.einsum("bk,bkl,bl->b", z, spread, z, precision=_EXACT)
+    mean = jnp.einsum("bk,bk->b", z, moments.weights[row], precision=EXACT)
+    covariance = moments.covariance[row]
+    variance = jnp.einsum("bk,bkl,bl->b", z, covariance, z, precision=EXACT)
     return jnp.stack([mean, jnp.maximum(variance, 0)], axis=1)

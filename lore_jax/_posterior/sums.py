@@ -18,13 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lore_jax._backend import cholesky, solve_lower, solve_upper
+from lore_jax._backend import EXACT, cholesky, solve_lower, solve_upper
 from lore_jax._posterior.table import log_likelihoods
 from lore_jax.prior import Prior, likelihood_power, mixture_mean, pull_towards_mean
 
-_EXACT = lax.Precision.HIGHEST
-
-_dot = functools.partial(jnp.matmul, precision=_EXACT)
+_dot = functools.partial(jnp.matmul, precision=EXACT)
 
 _STEPS = 40  # the barrier falls to 1e-21 of its start, below any float's rounding
 
@@ -42,13 +40,13 @@ def pair_sums(
     table = log_likelihoods(z, weight, label, prior.atoms, unit_weights=unit_weights)
     share = jax.nn.softmax(prior.log_weights)
     second = mixture_mean(share[None] * prior.atoms.T, prior.atoms)
-    xi = jnp.sqrt(jnp.einsum("bpk,kl,bpl->bp", z, second, z, precision=_EXACT))
+    xi = jnp.sqrt(jnp.einsum("bpk,kl,bpl->bp", z, second, z, precision=EXACT))
     small = xi < 1e-2
     safe = jnp.where(small, 1, xi)
     bend = jnp.where(small, 0.25 - xi**2 / 48, jnp.tanh(safe / 2) / (2 * safe))
     first = jnp.ones_like(weight) if label is None else label
-    linear = jnp.einsum("bp,bpk->bk", weight * (first - 0.5), z, precision=_EXACT)
-    square = jnp.einsum("bp,bpk,bpl->bkl", weight * bend, z, z, precision=_EXACT)
+    linear = jnp.einsum("bp,bpk->bk", weight * (first - 0.5), z, precision=EXACT)
+    square = jnp.einsum("bp,bpk,bpl->bkl", weight * bend, z, z, precision=EXACT)
     rows, columns = np.triu_indices(z.shape[2])
     return table, linear, square[:, rows, columns], jnp.sum(weight, axis=1)
 

@@ -11,12 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lore_jax._backend import sized
+from lore_jax._backend import EXACT, tuning
 from lore_jax.prior import Prior, likelihood_power
-
-_EXACT = lax.Precision.HIGHEST
-
-_CHUNK_CELLS = 1 << 15, 1 << 22  # users × atoms
 
 _WRITTEN = 12  # directions up to which margins are written out, not multiplied
 
@@ -69,7 +65,7 @@ def group_size(num_pairs: int, unit_weights: bool) -> int:
 
 def chunk_users(num_atoms: int) -> int:
     """Users whose tables fill a core's cache, or the cores of an accelerator."""
-    return 1 << max(1, sized(*_CHUNK_CELLS) // num_atoms).bit_length() - 1
+    return 1 << max(1, tuning().table_cells // num_atoms).bit_length() - 1
 
 
 def users_last(group: int, x: jax.Array) -> jax.Array:
@@ -89,7 +85,7 @@ def likelihood_table(atoms, unit_weights, z, weight, label):
     """
     rank = atoms.shape[1]
     written = unit_weights and len(z) > 1 and rank <= _WRITTEN
-    shared = functools.partial(jnp.matmul, atoms, precision=_EXACT)
+    shared = functools.partial(jnp.matmul, atoms, precision=EXACT)
 
     def margins(z, i):
         if not written:
@@ -157,7 +153,7 @@ def posterior_mean(
         power = likelihood_power(total, prior.tempering)
         joint = power[None] * table + prior.log_weights[:, None]
         share = jnp.exp(joint - lax.stop_gradient(jnp.max(joint, axis=0))[None])
-        mean = jnp.matmul(prior.atoms.T, share, precision=_EXACT)
+        mean = jnp.matmul(prior.atoms.T, share, precision=EXACT)
         return mean / jnp.sum(share, axis=0)[None]
 
     def users(z, weight, label):

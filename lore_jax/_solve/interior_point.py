@@ -1,8 +1,8 @@
 """Interior-point Newton on the simplex, users in the minor-most axis.
 
-The two loops behind `simplex`: `fast` carries the weights p and their slacks, `careful`
-the pair duals too, which large margins need. Array letters: P pairs, K directions, U
-users.
+The two loops behind `simplex`: `primal_dual` carries the weights p and their slacks,
+`with_pair_duals` the pair duals too, which large margins need. Array letters: P pairs,
+K directions, U users.
 """
 
 import functools
@@ -11,22 +11,29 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.scipy.special import xlogy
 
-from lore_jax._backend import cholesky, sized, solve_lower, solve_upper
+from lore_jax._backend import EXACT, cholesky, solve_lower, solve_upper, tuning
 
 UNROLL = 8, 10  # largest system, of directions or of pairs, whose Cholesky is unrolled
-
-_EXACT = lax.Precision.HIGHEST
 
 WRITTEN = 24  # most terms of a sum that are written out as they are
 
 FOLDED = 8  # to how many terms a longer one is folded
 
-FAST_STEPS = 16  # most users need 2-8; the rest are handed to the careful solver
+PRIMAL_DUAL_STEPS = (
+    16  # most users need 2-8; the rest are handed to the solver with pair duals
+)
 
-CAREFUL_STEPS = 60  # the hardest problems known need 31
+PAIR_DUAL_STEPS = 60  # the hardest problems known need 31
 
 FAR = 1e-3  # a gap that far below the tolerance needs no second step below it
+
+MODERATE = {4: 1e-5, 8: 1e-12}  # most eps · R, and gap / S, of moderate margins
+
+RELATIVE, ABSOLUTE = 9e-4, 1e-6  # of the gap at large margins, see `largest_gap`
+
+ROUNDING = 4  # float sums of K or P terms are off by less than so many eps
 
 
 class Problem(NamedTuple):
@@ -36,6 +43,7 @@ class Problem(NamedTuple):
     weight: jax.Array  # float[P, U]
     linear: jax.Array | None  # float[K, U], the gradient that soft labels add
     barrier: jax.Array | None  # float[K, U]
+    least: jax.Array | None  # float[U], what soft labels cost at best
 
 
 def fold(reduce, x, *, rank=0):
@@ -45,7 +53,7 @@ def fold(reduce, x, *, rank=0):
     hardly. Many terms are folded in half there until few are left; not at large K,
     ``rank``, where sums take little of the time and long ones most of compiling.
     """
-    if len(x) > WRITTEN and (rank > WRITTEN or sized(False, True)):
+    if len(x) > WRITTEN and (rank > WRITTEN or not tuning().written_sums):
         return reduce.reduce(x, 0)
     odd, most = [], WRITTEN if len(x) <= WRITTEN else FOLDED
     while len(x) > most:
@@ -72,8 +80,8 @@ def hessian(z, c):
 
     An accelerator takes many terms as a matrix product.
     """
-    if len(z) > WRITTEN and sized(False, True):
-        whole = jnp.einsum("pu,pku,plu->klu", c, z, z, precision=_EXACT)
+    if len(z) > WRITTEN and not tuning().written_sums:
+        whole = jnp.einsum("pu,pku,plu->klu", c, z, z, precision=EXACT)
         return [row[k:] for k, row in enumerate(whole)]
     return [back_project(z[:, k:], c * z[:, k]) for k in range(z.shape[1])]
 
@@ -97,6 +105,114 @@ def duality_gap(problem, p, g):
     return total(
         jnp.add, jnp.where(b > 0, b * (ratio - jnp.log1p(jnp.maximum(ratio, floor))), x)
     )
+
+
+def gap_bound(dtype, radius):
+    """Tolerance of gap / S at moderate margins: float[U]."""
+    return jnp.maximum(MODERATE[jnp.dtype(dtype).itemsize], _eps(dtype) * radius)
+
+
+def is_large(dtype, radius):
+    """Whether margins up to R are large: bool[U], R > 84 (4503 in float64)."""
+    return _eps(dtype) * radius > MODERATE[jnp.dtype(dtype).itemsize]
+
+
+def _eps(dtype):
+    return jnp.finfo(dtype).eps
+
+
+def largest_gap(value, barrier, weight):
+    """Tolerance of the gap at large margins, from a user's sums: float[U]."""
+    return jnp.maximum(RELATIVE * (value + barrier), ABSOLUTE * weight)
+
+
+def within_tolerance(dtype, gap, radius, weight, barrier, value):
+    """What `Solution.converged` says of results in `dtype`, from sums: bool[U]."""
+    moderate = gap_bound(dtype, radius) * (radius * weight + barrier)
+    large = is_large(dtype, radius)
+    return gap <= jnp.where(large, largest_gap(value, barrier, weight), moderate)
+
+
+def rounding(problem, radius, share, pull):
+    """How far float sums may put the gap off: float[U].
+
+    Margins are off by eps R, which counts as much as they have slope.
+
+    Args:
+        problem: the problem.
+        radius: R, float[U].
+        share: float[U], Σ weight · slope, or more.
+        pull: float[U] or 0, the sum of the barrier.
+    """
+    weight = fold(jnp.add, problem.weight)
+    if problem.least is not None:  # Soft labels add a slope of their own.
+        share = share + weight
+    eps = jnp.finfo(weight.dtype).eps
+    return ROUNDING * eps * (radius * share + weight + pull)
+
+
+def certificate(problem, radius, p, q, r):
+    """Duality gap at large margins, and its tolerance: float[U] each.
+
+    Rounding moves margins by eps R, and with them sigmoid(−margin) near a kink, but
+    every q in [0, 1] gives a bound: the gap for its gradient plus the divergence of q
+    from sigmoid(−margin). `least_gap` is another for maximum likelihood.
+
+    Args:
+        problem: the problem.
+        radius: R, float[U].
+        p: float[K, U].
+        q: pair duals, float[P, U].
+        r: 1 − q.
+    """
+    z, w = problem.z, problem.weight
+    m = margins(z, p)
+    slope = jax.nn.sigmoid(-m)
+    near = duality_gap(problem, p, gradient(problem, slope))
+    loss = jnp.log1p(jnp.exp(-jnp.abs(m)))
+    entropy = -xlogy(q, q) - xlogy(r, r)
+    divergence = jnp.where(m > 0, q, r) * jnp.abs(m) + loss - entropy
+    far = duality_gap(problem, p, gradient(problem, q))
+    far = far + fold(jnp.add, w * jnp.maximum(divergence, 0))
+    value = fold(jnp.add, w * (loss + jnp.maximum(-m, 0)))
+    if problem.linear is not None:
+        value = value + fold(jnp.add, problem.linear * p, rank=len(p))
+    pull = 0
+    if problem.barrier is not None:
+        pull = fold(jnp.add, problem.barrier, rank=len(p))
+    share = fold(jnp.add, w * jnp.maximum(q, slope))
+    gap = jnp.minimum(near, far) + rounding(problem, radius, share, pull)
+    if problem.barrier is None:
+        gap = jnp.minimum(gap, least_gap(problem, radius, value))
+    return gap, largest_gap(value, pull, fold(jnp.add, w))
+
+
+def certify_large(problem, radius, large, point, gap, tol):
+    """(gap, tol), where ``large`` those of `certificate` at point = (p, q, 1 − q).
+
+    The branch saves the time where no margins are large, and keeps XLA from fusing it
+    into what computes the gap, which would round otherwise.
+    """
+
+    def some():
+        other, most = certificate(problem, radius, *point)
+        most = jnp.minimum(tol, most / 2)  # for the rounding of p
+        return jnp.where(large, other, gap), jnp.where(large, most, tol)
+
+    return lax.cond(jnp.any(large), some, lambda: (gap, tol))
+
+
+def least_gap(problem, radius, value):
+    """Gap of maximum likelihood from what pairs cost at any margins: float[U].
+
+    That is 0, or the entropy of soft labels.
+    """
+    if problem.least is None:
+        # A margin that is off by d multiplies softplus(−margin) by exp(d) at most.
+        off = ROUNDING * jnp.finfo(value.dtype).eps * radius
+        return value * jnp.exp(jnp.minimum(off, 10))
+    off = rounding(problem, radius, fold(jnp.add, problem.weight), 0)
+    return value - problem.least + off
 
 
 def _cholesky(rows, floor):
@@ -158,14 +274,14 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
         inside = 1 / diagonal
         # Unrolling hardly pays at more directions, and compiles long.
         if pairs <= UNROLL[1] and num <= 32:
-            together = sized(None, 0)  # no rows, or all
+            together = None if tuning().written_sums else 0  # no rows, or all
             gram = lax.map(
                 lambda g: margins(root, inside * g), root, batch_size=together
             )
             rows = [row[n:].at[0].add(1) for n, row in enumerate(gram)]
             core = _cholesky(rows, [jnp.ones_like(rows[0][0])] * pairs)
         else:
-            gram = jnp.einsum("pku,ku,qku->upq", root, inside, root, precision=_EXACT)
+            gram = jnp.einsum("pku,ku,qku->upq", root, inside, root, precision=EXACT)
             core = dense_solver(gram + jnp.eye(pairs, dtype=z.dtype))
 
         def solve(rhs):
@@ -185,7 +301,7 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
             solve = _cholesky(rows, [eps * (rho + d) for d in diagonal])
         else:
             eye = jnp.eye(num, dtype=z.dtype)
-            full = jnp.einsum("pu,pku,plu->ukl", curvature, z, z, precision=_EXACT)
+            full = jnp.einsum("pu,pku,plu->ukl", curvature, z, z, precision=EXACT)
             matrix = full + rho[:, None, None] + eye * diagonal.T[:, None]
             # LAPACK stops at a pivot whose sign rounding has spoiled.
             solve = dense_solver(matrix * (1 + num * eps * eye))
@@ -200,17 +316,17 @@ def _newton_system(z, curvature, diagonal, *, thin=False):
     return direction
 
 
-def _room(x, dx, rank):
+def _max_step(x, dx, rank):
     """Largest step float[U] that keeps x + step·dx ≥ 0."""
     return 1 / jnp.maximum(fold(jnp.maximum, -dx / x, rank=rank), 1e-20)
 
 
-def twice_over(aim, start):
+def predictor_corrector(aim, start):
     """Predictor, then corrector: compiled once on a CPU, fused on an accelerator."""
-    return lax.fori_loop(0, 2, aim, start, unroll=sized(1, 2))
+    return lax.fori_loop(0, 2, aim, start, unroll=1 if tuning().written_sums else 2)
 
 
-def fast(problem, p, tol, twice, active, num_steps, patience):
+def primal_dual(problem, p, tol, twice, active, num_steps, patience):
     """Primal-dual predictor-corrector Newton in p and its slacks s = ∇f + ν ≥ 0.
 
     Stops when no more than ``patience`` int32[] users are still active.
@@ -225,7 +341,7 @@ def fast(problem, p, tol, twice, active, num_steps, patience):
         return q, g, duality_gap(problem, p, g)
 
     q, g, gap = certify(p)
-    s = (b + 0.1 * gap) / p  # enough centring to leave room for the gradient
+    s = (b + 0.1 * gap) / p  # enough centring for the gradient
 
     def step(state):
         i, p, s, q, g, gap, active, count = state
@@ -238,8 +354,8 @@ def fast(problem, p, tol, twice, active, num_steps, patience):
             target = move[0]
             dp = direction(target / p - g)
             ds = target / p - s - s / p * dp
-            room = jnp.minimum(_room(p, dp, num), _room(s, ds, num))
-            short = jnp.minimum(1, room)
+            step_size = jnp.minimum(_max_step(p, dp, num), _max_step(s, ds, num))
+            short = jnp.minimum(1, step_size)
             reached = jnp.mean((p + short * dp) * (s + short * ds) - b, 0)
             ratio = jnp.clip(reached / jnp.where(mu > 0, mu, 1), 0, 1)
             target = b + jnp.where(mu > 0, ratio**3 * mu, 0) - dp * ds
@@ -247,10 +363,10 @@ def fast(problem, p, tol, twice, active, num_steps, patience):
                 # Mehrotra's correction must not aim beyond the boundary: small parts
                 # of a barrier would jam there, for every tenth user of real votes.
                 target = jnp.maximum(target, b / 2)
-            return target, dp, ds, room
+            return target, dp, ds, step_size
 
-        _, dp, ds, room = twice_over(aim, (b, p, s, mu))
-        size = jnp.minimum(1, 0.999 * room)
+        _, dp, ds, step_size = predictor_corrector(aim, (b, p, s, mu))
+        size = jnp.minimum(1, 0.999 * step_size)
         new_p, new_s = p + size * dp, s + size * ds
         new_p = new_p / jnp.sum(new_p, 0)
         new_q, new_g, new_gap = certify(new_p)
@@ -266,13 +382,16 @@ def fast(problem, p, tol, twice, active, num_steps, patience):
     passed = (gap <= tol) & ~twice
     state = (0, p, s, q, g, gap, active & ~passed, num_steps)
     state = lax.while_loop(
-        lambda c: (c[0] < FAST_STEPS) & (jnp.sum(c[6]) > patience), step, state
+        lambda c: (c[0] < PRIMAL_DUAL_STEPS) & (jnp.sum(c[6]) > patience), step, state
     )
     return state[1], state[2], state[5], state[7], state[6]
 
 
-def careful(problem, radius, p, tol, twice, active, num_steps):
+def with_pair_duals(problem, radius, p, tol, twice, active, num_steps, large):
     """The same with the pair duals q in [0, 1] as variables of their own.
+
+    Also returns them, and 1 − q. Where ``large``, bool[U], `certificate` says when to
+    stop.
 
     At large radius the logistic loss is nearly a hinge and Newton's quadratic model
     holds only within 1/R of each kink. Writing it as max_q −q m + entropy(q), with
@@ -283,10 +402,9 @@ def careful(problem, radius, p, tol, twice, active, num_steps):
     b = jnp.zeros_like(p) if problem.barrier is None else problem.barrier
     num = z.shape[1]
 
-    def certify(p):
-        return duality_gap(
-            problem, p, gradient(problem, jax.nn.sigmoid(-margins(z, p)))
-        )
+    def certify(p, q, r):
+        gap = duality_gap(problem, p, gradient(problem, jax.nn.sigmoid(-margins(z, p))))
+        return certify_large(problem, radius, large, (p, q, r), gap, tol)
 
     p = jnp.full_like(p, 1 / num)
     q = jnp.full_like(w, 0.5)
@@ -312,8 +430,10 @@ def careful(problem, radius, p, tol, twice, active, num_steps):
             d_lo = t_lo / q - lo - lo / q * dq
             d_hi = t_hi / r - hi + hi / r * dq
             pairs = ((p, dp), (q, dq), (r, -dq), (s, ds), (lo, d_lo), (hi, d_hi))
-            room = functools.reduce(jnp.minimum, [_room(x, dx, num) for x, dx in pairs])
-            short = jnp.minimum(1, room)
+            step_size = functools.reduce(
+                jnp.minimum, [_max_step(x, dx, num) for x, dx in pairs]
+            )
+            short = jnp.minimum(1, step_size)
             goal = jnp.clip((1 - short) ** 2, 1e-3, 1) * mu
             second = short**2  # Mehrotra's correction, as far as the predictor could go
             targets = (
@@ -321,25 +441,25 @@ def careful(problem, radius, p, tol, twice, active, num_steps):
                 radius * goal - second * dq * d_lo,
                 radius * goal + second * dq * d_hi,
             )
-            return targets, (dp, dq, ds, d_lo, d_hi), room
+            return targets, (dp, dq, ds, d_lo, d_hi), step_size
 
         start = (b, 0 * q, 0 * q), (p, q, s, lo, hi), mu
-        _, moves, room = twice_over(aim, start)
+        _, moves, step_size = predictor_corrector(aim, start)
         dp, dq, ds, d_lo, d_hi = moves
-        size = jnp.minimum(1, 0.9 * room)
+        size = jnp.minimum(1, 0.9 * step_size)
         new_p = p + size * dp
         new_p = new_p / jnp.sum(new_p, 0)
-        new_gap = certify(new_p)
+        step_moves = ((s, ds), (q, dq), (r, -dq), (lo, d_lo), (hi, d_hi))
+        moved = [x + size * dx for x, dx in step_moves]
+        new_gap, most = certify(new_p, moved[1], moved[2])
         ok = active & jnp.isfinite(new_gap)
-        passed = (new_gap <= tol) & (~twice | (gap <= tol) | (new_gap <= FAR * tol))
-        size = jnp.where(ok, size, 0)
-        moves = ((s, ds), (q, dq), (r, -dq), (lo, d_lo), (hi, d_hi))
-        moved = [jnp.where(ok, x + size * dx, x) for x, dx in moves]
-        p = jnp.where(ok, new_p, p)
-        gap = jnp.where(ok, new_gap, gap)
-        return i + 1, p, *moved, gap, ok & ~passed, count + ok
+        passed = (new_gap <= most) & (~twice | (gap <= most) | (new_gap <= FAR * most))
+        old = p, s, q, r, lo, hi, gap
+        new = new_p, *moved, new_gap
+        state = [jnp.where(ok, x, y) for x, y in zip(new, old)]
+        return i + 1, *state, ok & ~passed, count + ok
 
     state = lax.while_loop(
-        lambda c: (c[0] < CAREFUL_STEPS) & jnp.any(c[8]), step, start
+        lambda c: (c[0] < PAIR_DUAL_STEPS) & jnp.any(c[8]), step, start
     )
-    return state[1], state[2], state[7], state[9]
+    return *state[1:5], state[7], state[9]

@@ -18,13 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
+from lore_jax._backend import EXACT
 from lore_jax._pairs.blocks import visit_rows
 from lore_jax.data.splits import connected
 from lore_jax.preferences import FeatureSource, Preferences
-
-_EXACT = lax.Precision.HIGHEST
 
 _SAMPLE_PAIRS = 4096
 
@@ -214,7 +212,7 @@ def _parts(coordinates: Coordinates):
 
 
 def _dot(first, second):
-    return jnp.matmul(first, second, precision=_EXACT)
+    return jnp.matmul(first, second, precision=EXACT)
 
 
 def _gain(variance, smoothing: float):
@@ -226,8 +224,8 @@ def _gain(variance, smoothing: float):
 def _used(prefs: Preferences) -> tuple[np.ndarray, list[np.ndarray]]:
     """(rows int[n] of pairs that count, ascending; each side as places among them)."""
     sides = [np.asarray(x) for x in (prefs.chosen, prefs.rejected) if x is not None]
-    if prefs.weight is not None and (np.asarray(prefs.weight) > 0).any():
-        counts = np.asarray(prefs.weight) > 0
+    if prefs.sample_weight is not None and (np.asarray(prefs.sample_weight) > 0).any():
+        counts = np.asarray(prefs.sample_weight) > 0
         sides = [x[counts] for x in sides]
     rows, place = np.unique(np.concatenate(sides), return_inverse=True)
     return rows, np.split(place, len(sides))

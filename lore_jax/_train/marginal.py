@@ -17,24 +17,33 @@ import numpy as np
 import optax
 from flax import struct
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
-from lore_jax._backend import apart, sized
-from lore_jax._pairs.pack import Bucket, count_users, make_buckets
+from lore_jax._backend import EXACT, cpu_branch, tuning
+from lore_jax._mesh import AXIS, Partition, first
+from lore_jax._pairs.pack import Bucket, Pairs, count_users, make_buckets
+from lore_jax._pairs.row_sums import (
+    PairIndex,
+    SideCounts,
+    count_sides,
+    make_pair_index,
+    sum_pairs,
+)
 from lore_jax._solve.interior_point import fold
 from lore_jax._train import steps
 from lore_jax._train.coordinates import Coordinates, basis_of, slope_of
-from lore_jax.preferences import FeatureSource, Preferences
+from lore_jax.preferences import FeatureSource
 from lore_jax.prior import likelihood_power
 from lore_jax.results import Metrics
 
 _WARM_UP = 0.05
 
-_EXACT = lax.Precision.HIGHEST
 
 _INSIDE: Any = "promise_in_bounds"
+_WHOLE = "coordinates", "num_users", "atoms", "base"  # the same on every device
 
 
-class Problem(struct.PyTreeNode):
+class MarginalProblem(struct.PyTreeNode):
     """What a step reads.
 
     Attributes:
@@ -45,6 +54,7 @@ class Problem(struct.PyTreeNode):
       num_users: float[], how many those are.
       atoms: float[A, K].
       base: float[A], π before any user; on the simplex.
+      index: which slopes each row of the table sums up; None where they are scattered.
       num_features: D.
       unit_weights: every real pair weighs 1.
     """
@@ -56,6 +66,7 @@ class Problem(struct.PyTreeNode):
     num_users: jax.Array
     atoms: jax.Array
     base: jax.Array
+    index: PairIndex | None = None
     num_features: int = struct.field(pytree_node=False, default=0)
     unit_weights: bool = struct.field(pytree_node=False, default=False)
 
@@ -67,7 +78,7 @@ class Settings(NamedTuple):
       ridge: λ, float[]; 1 / √λ is the prior's standard deviation of a pair's margin.
       tempering: γ, float[]; η_u = (pairs of u)^−γ.
       temperature: T, float[].
-      pseudo_users: float[], users' worth of `Problem.base` in the EM update.
+      pseudo_users: float[], users' worth of `MarginalProblem.base` in the EM update.
       ramp_steps: float[], steps over which γ rises from 0: a start tempered in full
         can collapse onto one direction for everybody.
     """
@@ -79,7 +90,7 @@ class Settings(NamedTuple):
     ramp_steps: jax.Array
 
 
-class TrainState(struct.PyTreeNode):
+class MarginalState(struct.PyTreeNode):
     """Everything that a restart needs.
 
     Attributes:
@@ -96,50 +107,99 @@ class TrainState(struct.PyTreeNode):
 
 
 def make_problem(
-    prefs: Preferences,
+    features: Any,
+    pairs: Pairs,
     atoms: jax.Array,
     base: jax.Array,
     coordinates: Coordinates,
-    room: np.ndarray | None = None,
-) -> Problem:
+    capacity: np.ndarray | None = None,
+    side_counts: SideCounts | None = None,
+) -> MarginalProblem:
     """Lays the pairs out for `run`.
 
     Args:
-      prefs: the pairs.
+      features: float[M, D], or a source.
+      pairs: the pairs over its rows.
       atoms: float[A, K].
       base: float[A], π before any user.
       coordinates: how V follows from θ.
-      room: int[U], at least `prefs.counts`: problems with the same room have the same
-        shapes, so one compiled program serves every validation split of a data set.
+      capacity: int[U], at least `pairs.counts`: problems with the same capacity have
+        the same shapes, so one compiled program serves every split of a data set.
+      side_counts: likewise, at least those of `pairs`.
     """
-    counts = np.asarray(prefs.counts)
-    source = isinstance(prefs.features, FeatureSource)
-    room = counts if room is None else np.asarray(room)
-    buckets, num_chunks = make_buckets(prefs, len(atoms), atoms.dtype, room)
-    return Problem(
-        features=None if source else jnp.asarray(prefs.features),
+    source = isinstance(features, FeatureSource)
+    capacity = pairs.counts if capacity is None else np.asarray(capacity)
+    laid_out = make_buckets(pairs, len(atoms), atoms.dtype, capacity)
+    buckets, num_chunks, position = laid_out
+    index = None
+    if not tuning(features).scatters:
+        sides = pairs.chosen, pairs.rejected
+        counts = side_counts or count_sides(*sides, features.shape[0])
+        num_slots = sum(bucket.weight.size for bucket in buckets)
+        index = make_pair_index(*sides, position, num_slots, counts)
+    return MarginalProblem(
+        features=None if source else jnp.asarray(features),
         coordinates=coordinates,
         buckets=buckets,
         num_chunks=num_chunks,
-        num_users=jnp.asarray(count_users(prefs), atoms.dtype),
+        num_users=jnp.asarray(count_users(pairs), atoms.dtype),
         atoms=atoms,
         base=jnp.asarray(base, atoms.dtype),
-        num_features=prefs.num_features,
-        unit_weights=prefs.weight is None,
+        index=index,
+        num_features=features.shape[1],
+        unit_weights=pairs.unit_weights,
     )
 
 
-def init(key: jax.Array, problem: Problem, spread: float, optimiser) -> TrainState:
-    """A random start: θ normal with standard deviation `spread`, π at its base."""
+def make_mesh_problem(
+    features: jax.Array,
+    pairs: Pairs,
+    atoms: jax.Array,
+    base: jax.Array,
+    coordinates: Coordinates,
+    partition: Partition,
+) -> MarginalProblem:
+    """`make_problem` in parts, one per device.
+
+    Args:
+      features: float[devices, m, D], of `Partition.table`.
+      pairs: all pairs of a training, of all devices.
+      atoms: float[A, K].
+      base: float[A].
+      coordinates: the same on every device.
+      partition: of all pairs of the fit.
+    """
+    rows = np.zeros(features.shape[1:], features.dtype)  # Its shape is all that counts.
+    whole = {
+        "coordinates": coordinates,
+        "num_users": jnp.asarray(count_users(pairs), atoms.dtype),
+        "atoms": atoms,
+        "base": jnp.asarray(base, atoms.dtype),
+    }
+    parts = [
+        make_problem(rows, part, atoms, base, coordinates, capacity, sides).replace(
+            features=None, **dict.fromkeys(whole)
+        )
+        for part, capacity, sides in zip(
+            partition.pairs(pairs), partition.capacities, partition.sides
+        )
+    ]
+    return partition.stack(parts).replace(features=features, **whole)
+
+
+def init(
+    key: jax.Array, problem: MarginalProblem, std: float, optimiser
+) -> MarginalState:
+    """A random start: θ normal with standard deviation `std`, π at its base."""
     shape = (problem.coordinates.size, problem.atoms.shape[1])
-    theta = spread * jax.random.normal(key, shape, problem.atoms.dtype)
+    theta = std * jax.random.normal(key, shape, problem.atoms.dtype)
     return init_from(theta, problem, optimiser)
 
 
-def init_from(theta: jax.Array, problem: Problem, optimiser) -> TrainState:
+def init_from(theta: jax.Array, problem: MarginalProblem, optimiser) -> MarginalState:
     """The state at θ, float[R, K], with π at its base."""
     count = jnp.zeros((), jnp.int32)
-    return TrainState(theta, jnp.log(problem.base), optimiser.init(theta), count)
+    return MarginalState(theta, jnp.log(problem.base), optimiser.init(theta), count)
 
 
 @functools.cache
@@ -152,15 +212,15 @@ def make_optimiser(learning_rate: float, num_steps: int):
     return optax.adam(schedule, b2=0.99)
 
 
-class Data(NamedTuple):
-    """What a step reads, for `descent`.
+class MarginalInputs(NamedTuple):
+    """What a step reads.
 
     Attributes:
       problem: the pairs, and the table unless it comes from a source.
       settings: the candidate's numbers.
     """
 
-    problem: Problem
+    problem: MarginalProblem
     settings: Settings
 
     @property
@@ -168,19 +228,32 @@ class Data(NamedTuple):
         """float[M, D], or None."""
         return self.problem.features
 
+    def specs(self) -> "MarginalInputs":
+        """Which arrays are in parts on a mesh: those of pairs and rows."""
+        parts: Any = jax.tree.map(lambda _: P(AXIS), self.problem)
+        whole = {name: getattr(self.problem, name) for name in _WHOLE}
+        whole, settings = jax.tree.map(lambda _: P(), (whole, self.settings))
+        return MarginalInputs(parts.replace(**whole), settings)
+
+    def local(self) -> "MarginalInputs":
+        """One device's part, inside of `shard_map`."""
+        whole = {name: getattr(self.problem, name) for name in _WHOLE}
+        parts: Any = self.problem.replace(**dict.fromkeys(_WHOLE))
+        return MarginalInputs(first(parts).replace(**whole), self.settings)
+
 
 @functools.cache
-def make_recipe(optimiser) -> steps.Recipe:
+def make_steps(optimiser) -> steps.Steps:
     """Posterior over atoms, EM on π, an Adam step on θ; cached to reuse programs."""
-    return steps.Recipe(_basis, _floor, functools.partial(_update, optimiser))
+    return steps.Steps(_basis, _slopes, functools.partial(_update, optimiser))
 
 
-def _basis(state: TrainState, data: Data) -> jax.Array:
+def _basis(state: MarginalState, data: MarginalInputs) -> jax.Array:
     return basis_of(state.theta, data.problem.coordinates)
 
 
-def _floor(proj, state: TrainState, data: Data):
-    """(slopes float[M, K], (log marginal, π's new logarithm))."""
+def _slopes(proj, state: MarginalState, data: MarginalInputs):
+    """(slopes float[M, K], (log marginal, posteriors' sum float[A]))."""
     problem, settings = data
     by_rows = _by_rows(proj.shape[1])
     proj = (proj if by_rows else proj.T) / settings.temperature
@@ -194,28 +267,36 @@ def _floor(proj, state: TrainState, data: Data):
         problem.unit_weights,
     )
 
-    def add_chunk(bucket, i, sums):
+    def add_chunk(bucket, first, i, sums):
         chunk = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), bucket)
         log_marginal, share, gradient = sums
         value, posterior, slopes = chunk_of(chunk)
-        gradient = _add(gradient, chunk.chosen, slopes)
-        if chunk.rejected is not None:
-            gradient = _add(gradient, chunk.rejected, -slopes)
+        if problem.index is not None:  # Kept as they are, and summed up at the end.
+            place = first + i * slopes.shape[1]
+            gradient = lax.dynamic_update_slice_in_dim(gradient, slopes, place, axis=1)
+        else:
+            gradient = _add(gradient, chunk.chosen, slopes)
+            if chunk.rejected is not None:
+                gradient = _add(gradient, chunk.rejected, -slopes)
         return log_marginal + value, share + posterior, gradient
 
+    num_slots = sum(bucket.weight.size for bucket in problem.buckets)
+    shape = proj.shape if problem.index is None else (len(proj), num_slots)
     sums = (
         jnp.zeros((), proj.dtype),
         jnp.zeros_like(state.log_weights),
-        jnp.zeros_like(proj),
+        jnp.zeros(shape, proj.dtype),
     )
+    first = 0
     for bucket, count in zip(problem.buckets, problem.num_chunks, strict=True):
-        sums = lax.fori_loop(0, count, functools.partial(add_chunk, bucket), sums)
+        add = functools.partial(add_chunk, bucket, first)
+        sums = lax.fori_loop(0, count, add, sums)
+        first += bucket.weight.size
     log_marginal, share, gradient = sums
-    total = problem.num_users + settings.pseudo_users
-    weights = (share + settings.pseudo_users * problem.base) / total
-    log_weights = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
+    if problem.index is not None:
+        gradient = sum_pairs(gradient, problem.index)
     slopes = -(gradient if by_rows else gradient.T) / settings.temperature
-    return slopes, (log_marginal, log_weights)
+    return slopes, (log_marginal, share)
 
 
 def _by_rows(rank: int) -> bool:
@@ -223,7 +304,8 @@ def _by_rows(rank: int) -> bool:
 
     Columns need no transpose of what has users minor-most, rows fewer cache lines.
     """
-    return sized(rank > 10, False)
+    above = tuning().rows_above
+    return above is not None and rank > above
 
 
 def _take(table, places, rank: int):
@@ -240,9 +322,12 @@ def _add(table, places, values):
     return table.at[:, places.reshape(-1)].add(values, mode=_INSIDE)
 
 
-def _update(optimiser, slope, between, state: TrainState, data: Data):
+def _update(optimiser, slope, between, state: MarginalState, data: MarginalInputs):
     problem, settings = data
-    log_marginal, log_weights = between
+    log_marginal, share = between
+    total = problem.num_users + settings.pseudo_users
+    weights = (share + settings.pseudo_users * problem.base) / total
+    log_weights = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
     g_theta = slope_of(slope, problem.coordinates) + settings.ridge * state.theta
     updates, opt_state = optimiser.update(g_theta, state.opt_state, state.theta)
     change = jnp.exp(log_weights) - jnp.exp(state.log_weights)
@@ -252,7 +337,7 @@ def _update(optimiser, slope, between, state: TrainState, data: Data):
         jnp.linalg.norm(g_theta),
     )
     theta: Any = optax.apply_updates(state.theta, updates)
-    return TrainState(theta, log_weights, opt_state, state.count + 1), metrics
+    return MarginalState(theta, log_weights, opt_state, state.count + 1), metrics
 
 
 def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
@@ -279,9 +364,9 @@ def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
     if unit_weights:  # What pads has margin 0.
         z = z * each
     group, groups, users = weight.shape
-    shared = functools.partial(jnp.matmul, precision=_EXACT)
+    shared = functools.partial(jnp.matmul, precision=EXACT)
     m = shared(atoms, z).reshape(-1, group, groups * users)
-    # Without the barrier XLA works both out for every reader.
+    # Without the barrier XLA recomputes both for every consumer.
     m, tanh = lax.optimization_barrier((m, jnp.tanh(m / 2)))
     logs, product = 0, 1
     for i in range(group):
@@ -310,7 +395,7 @@ def _chunk(proj, atoms, log_weights, tempering, unit_weights, bucket):
     def weigh(tanh):
         return half * (won - tanh)
 
-    slopes = apart(weigh, jnp.any(real), tanh).reshape(len(atoms), -1)
+    slopes = cpu_branch(weigh, jnp.any(real), tanh).reshape(len(atoms), -1)
     slopes = shared(atoms.T, slopes)
     value = jnp.sum((top + jnp.log(mass)) * real)
     return value, jnp.sum(posterior, axis=1), slopes * each

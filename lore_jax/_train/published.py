@@ -1,7 +1,6 @@
 """The two published training forms as init/step pairs; parity is tested to float64.
 
-Both read the feature table twice a step. Neither is the default: FIELD numbers in the
-README say why.
+Both read the feature table twice a step.
 """
 
 import functools
@@ -14,20 +13,30 @@ import numpy as np
 import optax
 from flax import struct
 
-from lore_jax._backend import apart, sized
+from lore_jax._backend import cpu_branch, tuning
+from lore_jax._equations import cosine_anchor, l2_anchor, pair_coefficients, pair_loss
+from lore_jax._pairs.row_sums import (
+    PairIndex,
+    RowIndex,
+    count_sides,
+    make_pair_index,
+    make_row_index,
+    sum_pairs,
+    sum_rows,
+)
 from lore_jax._train import steps
-from lore_jax.config import TrainConfig
-from lore_jax.losses import cosine_anchor, l2_anchor, pair_coefficients, pair_loss
-from lore_jax.model import RewardParams, mixture_weights
+from lore_jax.config import PublishedAlternating, PublishedJoint
+from lore_jax.model import RewardParams
 from lore_jax.preferences import Preferences
 from lore_jax.results import Metrics
 
 PRUNE_BELOW = 1e-2
 
+_softmax = functools.partial(jax.nn.softmax, axis=-1)
 _INSIDE = "promise_in_bounds"
 
 
-class TrainState(struct.PyTreeNode):
+class PublishedState(struct.PyTreeNode):
     """Everything that a restart needs.
 
     Attributes:
@@ -43,16 +52,20 @@ class TrainState(struct.PyTreeNode):
     count: jax.Array
 
 
-class Problem(NamedTuple):
+class PublishedProblem(NamedTuple):
     """What a step reads.
 
     Attributes:
       prefs: the training pairs; its features are None where a source is read.
       anchor: float[D], v_ref; zeros where the anchor has no strength.
+      rows: which slopes each row of the table sums up; None where they are scattered.
+      users: the same of each user.
     """
 
     prefs: Preferences
     anchor: jax.Array
+    rows: PairIndex | None = None
+    users: RowIndex | None = None
 
     @property
     def features(self):
@@ -60,49 +73,65 @@ class Problem(NamedTuple):
         return self.prefs.features
 
 
-class Trainer(NamedTuple):
+class PublishedTrainer(NamedTuple):
     """Pure functions; hashable, so it can be a static argument.
 
     Attributes:
       init: params → state; copies, so that a donated state leaves the caller's own.
       step: (state, problem) → (state, metrics).
-      recipe: the parts of the step, for `descent`.
+      steps: the parts of the step.
     """
 
-    init: Callable[[RewardParams], TrainState]
-    step: Callable[[TrainState, Problem], tuple[TrainState, Metrics]]
-    recipe: steps.Recipe
+    init: Callable[[RewardParams], PublishedState]
+    step: Callable[[PublishedState, PublishedProblem], tuple[PublishedState, Metrics]]
+    steps: steps.Steps
+
+
+def make_problem(prefs: Preferences, features, anchor) -> PublishedProblem:
+    """What the steps read; the indices are made where `features` is on an accelerator.
+
+    Args:
+      prefs: the pairs; its features are None where a source is read.
+      features: the table, an array or a source.
+      anchor: float[D].
+    """
+    if tuning(features).scatters:
+        return PublishedProblem(prefs, anchor)
+    sides, every = (prefs.chosen, prefs.rejected), np.arange(len(prefs.chosen))
+    counts = count_sides(*sides, features.shape[0])
+    user = np.asarray(prefs.user)
+    return PublishedProblem(
+        prefs,
+        anchor,
+        make_pair_index(*sides, every, len(every), counts),
+        make_row_index(
+            user, every, len(every), np.bincount(user, minlength=prefs.num_users)
+        ),
+    )
 
 
 @functools.cache
-def make_trainer(config: TrainConfig) -> Trainer:
-    """The trainer of a reference config; one per config, so programs are reused.
+def make_trainer(recipe: PublishedJoint | PublishedAlternating) -> PublishedTrainer:
+    """The trainer of a recipe; one per recipe, so programs are reused."""
+    joint = isinstance(recipe, PublishedJoint)
+    slopes = _joint_slopes if joint else _alternating_slopes
+    optimiser = optax.adam(recipe.learning_rate)
 
-    Raises:
-      ValueError: the config is no reference config.
-    """
-    floors = {"joint": _joint_floor, "alternating": _alternating_floor}
-    if config.method not in floors:
-        raise ValueError(
-            f"method must be one of {tuple(floors)}, got {config.method!r}"
-        )
-    optimiser = optax.adam(config.learning_rate)
-
-    def init(params: RewardParams) -> TrainState:
+    def init(params: RewardParams) -> PublishedState:
         params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-        return TrainState(
+        return PublishedState(
             params=params,
             opt_logits=optimiser.init(params.logits),
             opt_basis=optimiser.init(params.basis),
             count=jnp.zeros((), jnp.int32),
         )
 
-    recipe = steps.Recipe(
+    parts = steps.Steps(
         _basis,
-        functools.partial(floors[config.method], config, optimiser),
-        functools.partial(_update, config, optimiser),
+        functools.partial(slopes, recipe, optimiser),
+        functools.partial(_update, recipe, optimiser),
     )
-    return Trainer(init, functools.partial(steps.step, recipe), recipe)
+    return PublishedTrainer(init, functools.partial(steps.step, parts), parts)
 
 
 class _Between(NamedTuple):
@@ -114,23 +143,23 @@ class _Between(NamedTuple):
     slope_norm: jax.Array
 
 
-def _basis(state: TrainState, problem: Problem) -> jax.Array:
+def _basis(state: PublishedState, problem: PublishedProblem) -> jax.Array:
     del problem
     return state.params.basis
 
 
-def _joint_floor(config, optimiser, proj, state, problem):
+def _joint_slopes(recipe, optimiser, proj, state, problem):
     """One Adam over (W, V) on Σ_u mean_n ℓ + α Σ_k ‖V_k − v_ref‖²."""
-    pairs = Pairs(proj, problem.prefs, config.temperature, "users")
+    pairs = PairSlopes(proj, problem, recipe.temperature, "users")
     loss, weights, slope = pairs.slopes(state.params.logits)
     g_logits = pairs.logits_slope(state.params.logits, slope)
     between = _step_logits(optimiser, loss, g_logits, state)
     return pairs.proj_slope(weights, slope), between
 
 
-def _alternating_floor(config, optimiser, proj, state, problem):
+def _alternating_slopes(recipe, optimiser, proj, state, problem):
     """Adam on W; V descends given the new W."""
-    pairs = Pairs(proj, problem.prefs, config.temperature, "pairs")
+    pairs = PairSlopes(proj, problem, recipe.temperature, "pairs")
     loss, _, slope = pairs.slopes(state.params.logits)
     g_logits = pairs.logits_slope(state.params.logits, slope)
     between = _step_logits(optimiser, loss, g_logits, state)
@@ -138,7 +167,7 @@ def _alternating_floor(config, optimiser, proj, state, problem):
     return pairs.proj_slope(weights, slope), between
 
 
-class Pairs:
+class PairSlopes:
     """`losses.bradley_terry_loss` of a projection and its derivatives, written out.
 
     Differentiating it takes half as long again where pairs outnumber rows. On a CPU
@@ -147,31 +176,44 @@ class Pairs:
 
     Args:
       proj: float[M, K].
-      prefs: N pairs of U users; its features are not read.
+      problem: N pairs of U users; its features are not read.
       temperature: T.
       weighting: "pairs" or "users".
     """
 
-    def __init__(self, proj, prefs: Preferences, temperature, weighting):
+    def __init__(self, proj, problem: PublishedProblem, temperature, weighting):
         """Gathers both sides of every pair."""
+        prefs = problem.prefs
         self.proj, self.prefs, self.temperature = proj, prefs, temperature
-        self.coefficients = pair_coefficients(prefs, weighting, proj.dtype)
+        self.problem = problem
+        self.coefficients = self._coefficients(weighting)
         proj = _widen(proj)
         self.z = proj.at[prefs.chosen].get(mode=_INSIDE)
         if prefs.rejected is not None:
             self.z -= proj.at[prefs.rejected].get(mode=_INSIDE)
 
+    def _coefficients(self, weighting):
+        """What each pair counts in the loss, float[N]."""
+        prefs, users = self.prefs, self.problem.users
+        if users is None or weighting == "pairs":
+            return pair_coefficients(prefs, weighting, self.proj.dtype)
+        weight = jnp.ones(len(prefs.user), self.proj.dtype)
+        if prefs.sample_weight is not None:
+            weight = jnp.asarray(prefs.sample_weight).astype(weight.dtype)
+        total = sum_rows(weight[None], users)[0]
+        return weight / jnp.where(total > 0, total, 1)[prefs.user]
+
     def slopes(self, logits):
         """(loss, weights of every pair float[N, K'], d loss / d (z · p) float[N])."""
         prefs = self.prefs
-        weights = _widen(mixture_weights(logits)).at[prefs.user].get(mode=_INSIDE)
+        weights = _widen(_softmax(logits)).at[prefs.user].get(mode=_INSIDE)
 
         def margins(z, weights):
             parts = (z[:, k] * weights[:, k] for k in range(weights.shape[1]))
             return functools.reduce(jnp.add, parts) / self.temperature
 
-        # Loss and slope would each work it out.
-        m = apart(margins, jnp.any(prefs.user[:1] >= 0), self.z, weights)
+        # Loss and slope would each compute it.
+        m = cpu_branch(margins, jnp.any(prefs.user[:1] >= 0), self.z, weights)
         label = prefs.label
         loss = jnp.sum(self.coefficients * pair_loss(m, label))
         slope = -jax.nn.sigmoid(-m) if label is None else jax.nn.sigmoid(m) - label
@@ -179,16 +221,21 @@ class Pairs:
 
     def logits_slope(self, logits, slope):
         """The loss's slope in the logits, float[U, K]."""
-        weights, pullback = jax.vjp(mixture_weights, logits)
+        weights, pullback = jax.vjp(_softmax, logits)
         pushed = (self.z * slope[:, None]).astype(weights.dtype)
-        total = jax.ops.segment_sum(
-            pushed, self.prefs.user, len(weights), indices_are_sorted=True
-        )
+        if self.problem.users is not None:
+            total = sum_rows(pushed.T, self.problem.users).T
+        else:
+            total = jax.ops.segment_sum(
+                pushed, self.prefs.user, len(weights), indices_are_sorted=True
+            )
         return pullback(total[:, : weights.shape[1]])[0]
 
     def proj_slope(self, weights, slope):
         """The loss's slope in the projection, float[M, K]."""
         pushed = (weights * slope[:, None]).astype(self.proj.dtype)
+        if self.problem.rows is not None:
+            return sum_pairs(pushed.T, self.problem.rows).T[:, : self.proj.shape[1]]
         out = _widen(jnp.zeros_like(self.proj))
         if self.prefs.rejected is not None:
             out = -out.at[self.prefs.rejected].add(pushed, mode=_INSIDE)
@@ -197,9 +244,9 @@ class Pairs:
 
 
 def _widen(x):
-    """float[..., K] with the columns of zeros of `Pairs`."""
+    """float[..., K] with the columns of zeros of `PairSlopes`."""
     rank = x.shape[1]
-    return jnp.pad(x, ((0, 0), (0, sized(-rank % 4, 0) if rank > 2 else 0)))
+    return jnp.pad(x, ((0, 0), (0, -rank % tuning().lanes if rank > 2 else 0)))
 
 
 def _step_logits(optimiser, loss, slope, state) -> _Between:
@@ -207,28 +254,28 @@ def _step_logits(optimiser, loss, slope, state) -> _Between:
     return _Between(loss, *stepped, optax.tree.norm(slope))
 
 
-def _update(config, optimiser, slope, between, state, problem):
+def _update(recipe, optimiser, slope, between, state, problem):
     """Adam on V; the anchor acts here alone."""
     basis = state.params.basis
-    if config.alpha and config.method == "joint":
-        slope = slope + config.alpha * jax.grad(l2_anchor)(basis, problem.anchor)
-    elif config.alpha:
-        alpha = _warm_up(config, state.count, slope.dtype)
+    if recipe.alpha and isinstance(recipe, PublishedJoint):
+        slope = slope + recipe.alpha * jax.grad(l2_anchor)(basis, problem.anchor)
+    elif recipe.alpha:
+        alpha = _warm_up(recipe, state.count, slope.dtype)
         slope = slope + alpha * jax.grad(cosine_anchor)(basis, problem.anchor)
     basis, opt_basis = _descend(optimiser, slope, state.opt_basis, basis)
     metrics = Metrics(between.loss, between.slope_norm, optax.tree.norm(slope))
     params = RewardParams(basis=basis, logits=between.logits)
     count = state.count + 1
-    return TrainState(params, between.opt_logits, opt_basis, count), metrics
+    return PublishedState(params, between.opt_logits, opt_basis, count), metrics
 
 
-def _warm_up(config, count, dtype):
+def _warm_up(recipe, count, dtype):
     """α_t: 0 for the first 20 % of the steps, linear up to 80 %, then α."""
-    first, last = int(0.2 * config.num_steps), int(0.8 * config.num_steps)
+    first, last = int(0.2 * recipe.num_steps), int(0.8 * recipe.num_steps)
     if first == last:
-        return jnp.asarray(config.alpha, dtype)
+        return jnp.asarray(recipe.alpha, dtype)
     share = (count - first).astype(dtype) / (last - first)
-    return config.alpha * jnp.clip(share, 0, 1)
+    return recipe.alpha * jnp.clip(share, 0, 1)
 
 
 def _descend(optimiser, grad, opt_state, value) -> tuple[Any, Any]:
@@ -243,7 +290,7 @@ def prune(params: RewardParams) -> tuple[Any, RewardParams]:
       (kept int[K'], params of the kept directions; their logits are those of the
       kept mixture weights renormalised onto the simplex).
     """
-    weights = np.asarray(mixture_weights(params.logits))
+    weights = np.asarray(_softmax(params.logits))
     kept = np.flatnonzero(weights.max(axis=0) >= PRUNE_BELOW)
     return kept, RewardParams(
         basis=params.basis[:, kept], logits=params.logits[:, kept]

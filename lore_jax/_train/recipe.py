@@ -1,23 +1,25 @@
 """The default recipe: every setting on hold-outs, then a training on all pairs."""
 
-import warnings
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from lore_jax._pairs.pack import count_users
+from lore_jax import _checks
+from lore_jax._pairs.pack import count_users, pack
+from lore_jax._pairs.projected import project_pairs
 from lore_jax._pairs.used_rows import without_unused_rows
 from lore_jax._train.refinement import choose_refinement
 from lore_jax._train.resume import Run, stride
-from lore_jax._train.search import SETTINGS, Search, select
-from lore_jax._train.trainer import Trainer
-from lore_jax._train.validation import choose_stop, make_holdouts, rows_of
-from lore_jax.adaptation import adapt
-from lore_jax.config import TrainConfig
+from lore_jax._train.search import Losses, select
+from lore_jax._train.trainer import Candidate, CandidateTrainer
+from lore_jax._train.validation import candidate_rows, choose_stop, make_holdouts
+from lore_jax.adaptation import adapt_projected
+from lore_jax.config import Marginal
 from lore_jax.diagnostics import compare_starts
-from lore_jax.model import RewardParams
+from lore_jax.model import RewardModel, RewardParams
 from lore_jax.preferences import FeatureSource, Preferences
 from lore_jax.prior import with_settings
 from lore_jax.results import Fitted, History, Metrics
@@ -27,40 +29,42 @@ def fit_marginal(
     prefs: Preferences,
     ranks: tuple[int, ...],
     key: jax.Array,
-    config: TrainConfig,
+    recipe: Marginal,
     init: RewardParams | None,
     run: Run,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """`fit` by the default recipe; a rank, or the best of several."""
     key_atoms, key_start, key_split = jax.random.split(key, 3)
-    ids = prefs.ids
+    ids, temperature = prefs.ids, recipe.temperature
     prefs = without_unused_rows(prefs)
     if not isinstance(prefs.features, FeatureSource):  # One copy for all candidates.
         prefs = prefs.replace(features=jnp.asarray(prefs.features))
-    train = Trainer(prefs, (key_atoms, key_start), config, init, run)
+    train = CandidateTrainer(prefs, (key_atoms, key_start), recipe, init, run, mesh)
     if not run.choice:
-        share = config.validation_share
-        holdouts = make_holdouts(prefs, key_split, share, config.holdout)
-        run.choice = _choose(train, holdouts, ranks, config, run)
+        search = recipe.search
+        share, holdout = search.validation_share, search.holdout
+        holdouts = make_holdouts(prefs, key_split, share, holdout, temperature)
+        run.choice = _choose(train, holdouts, ranks, recipe, run)
     choice = run.choice
-    best = choice["candidate"]
+    best = Candidate(**choice["candidate"])
     thetas, log_weights, metrics = _train_on_all(train, prefs, best, choice, run)
     trained = zip(thetas, log_weights)
     results = [train.result("all", prefs, *x, best) for x in trained]
-    results = [(v, with_settings(prior, choice["settings"])) for v, prior in results]
+    bases = [v for v, _ in results]
+    priors = [with_settings(prior, choice["settings"]) for _, prior in results]
     at = int(run.finished[0].argmin())
-    adapted = [adapt(v, prefs, prior=prior) for v, prior in results]
-    weights = [np.asarray(x.weights) for x in adapted]
+    pairs = pack(prefs)
+    found = [project_pairs(prefs.features, v, pairs) for v in bases]
+    adapted = [adapt_projected(x, p, temperature) for x, p in zip(found, priors)]
     stops = [row for row in choice["rows"] if "num_steps" in row]
     heldout = tuple(choice["heldout"])
-    if best["rank"] > 1:
+    if best.rank > 1:
         _warn_unless_it_helps(heldout)
     return Fitted(
-        params=RewardParams(
-            basis=results[at][0], logits=jnp.asarray(adapted[at].logits)
-        ),
+        model=RewardModel(bases[at], priors[at], temperature),
         weights=jnp.asarray(adapted[at].weights),
-        prior=results[at][1],
+        logits=jnp.asarray(adapted[at].logits),
         history=History(
             loss=metrics.loss[at],
             weights_norm=metrics.weights_norm[at],
@@ -69,56 +73,59 @@ def fit_marginal(
             validation=np.array([row["log_loss"] for row in stops], np.float32),
             validation_steps=np.array([row["num_steps"] for row in stops], np.int32),
             heldout=heldout,
-            starts=compare_starts(prefs, [v for v, _ in results], weights, at),
+            starts=compare_starts(
+                bases, [x.proj for x in found], [x.weights for x in adapted], at
+            ),
         ),
-        temperature=config.temperature,
-        config=config,
+        recipe=recipe,
         ids=ids,
     )
 
 
-def _choose(train: Trainer, holdouts, ranks, config: TrainConfig, run: Run) -> dict:
+def _choose(
+    train: CandidateTrainer, holdouts, ranks, recipe: Marginal, run: Run
+) -> dict:
     """Everything that hold-outs decide, in plain numbers that a record can hold."""
+    grids = recipe.search
     if not holdouts:
-        settings, rows = choose_refinement((), (), np.ones(0), config)
-        found = {
-            "candidate": {"rank": ranks[0], **train.first},
-            "num_steps": config.num_steps,
-        }
+        settings, rows = choose_refinement((), (), np.ones(0), grids)
+        candidate = train.first(ranks[0])._asdict()
+        found = {"candidate": candidate, "num_steps": recipe.num_steps}
         return {**found, "settings": settings, "rows": rows, "heldout": []}
-    search = Search(train, holdouts, run)
-    best = select(search, ranks, config)
-    curves = search.curves(best)
-    counts = stride(config.num_steps) * np.arange(1, len(curves[0]) + 1)
-    counts = counts.clip(max=config.num_steps)
-    scales = search.scales_of(best)
+    losses = Losses(train, holdouts, run)
+    best = select(losses, ranks, grids)
+    curves = losses.curves(best)
+    counts = stride(recipe.num_steps) * np.arange(1, len(curves[0]) + 1)
+    counts = counts.clip(max=recipe.num_steps)
+    scales = losses.scales_of(best)
     at = choose_stop(curves, scales)
     steps = [{"num_steps": int(n)} for n in counts]
-    stops = rows_of(steps, np.stack(curves, 1), scales)
+    stops = candidate_rows(steps, np.stack(curves, 1), scales)
     stops[at]["chosen"] = True
     splits = list(holdouts.values())
-    settings, rows = choose_refinement(splits, search.results(best, at), scales, config)
+    settings, rows = choose_refinement(splits, losses.results(best, at), scales, grids)
     train.problems.clear()
     return {
-        "candidate": best,
+        "candidate": best._asdict(),
         "num_steps": int(counts[at]),
         "settings": settings,
         "rows": [*stops, *rows],
-        "heldout": search.report([curve[at] for curve in curves]),
+        "heldout": losses.report([curve[at] for curve in curves]),
     }
 
 
-def _candidates(rows: Sequence[dict], best: dict) -> list[dict]:
+def _candidates(rows: Sequence[dict], best: Candidate) -> list[dict]:
     """A row per candidate out of those per candidate and hold-out."""
-    found: dict[tuple, dict] = {}
+    found: dict[Candidate, dict] = {}
     for row in rows:
-        candidate = {name: row[name] for name in SETTINGS}
-        one = found.setdefault(tuple(candidate.values()), {**candidate, "losses": []})
+        candidate = Candidate(*(row[name] for name in Candidate._fields))
+        new = {**candidate._asdict(), "losses": []}
+        one = found.setdefault(candidate, new)
         one["losses"].append(row["log_loss"])
         one[row["holdout"]] = row["log_loss"]
-    for one in found.values():
+    for candidate, one in found.items():
         one["log_loss"] = float(np.mean(one.pop("losses")))
-        one["chosen"] = best.items() <= one.items()
+        one["chosen"] = candidate == best
     return list(found.values())
 
 
@@ -126,17 +133,16 @@ def _warn_unless_it_helps(heldout: Sequence[dict]) -> None:
     for row in heldout:
         if row["gain"] < -2 * row["standard_error"]:
             name = row["holdout"]
-            warnings.warn(
+            _checks.warn(
                 f"personalisation does not help on held-out {name}: log-loss is "
                 f"{row['log_loss']:.3f}, that of one direction for all users "
-                f"{row['global_log_loss']:.3f}. TrainConfig(holdout={name!r}) chooses "
-                "the settings for them alone",
-                stacklevel=5,  # The caller of `fit`.
+                f"{row['global_log_loss']:.3f}. Search(holdout={name!r}) chooses the "
+                "settings for them alone"
             )
 
 
 def _train_on_all(
-    train: Trainer, prefs: Preferences, best: dict, choice: dict, run: Run
+    train: CandidateTrainer, prefs: Preferences, best: Candidate, choice: dict, run: Run
 ) -> tuple[np.ndarray, np.ndarray, Metrics]:
     """(θ float[S, R, K], log π float[S, A], metrics float[S, steps]) of all starts.
 
@@ -144,15 +150,15 @@ def _train_on_all(
     `run.finished` begins with, says so.
     """
     first = len(run.finished[0]) if run.finished else 0
-    starts = range(first, 1 if train.init is not None else train.config.num_starts)
+    starts = range(first, 1 if train.init is not None else train.recipe.num_starts)
 
     def from_start(number):
         steps = choice["num_steps"]
         return train("all", prefs, best, start=number, num_steps=steps)
 
+    users = count_users(pack(prefs))
     for state, metrics, _ in train.each(from_start, starts):
-        users = count_users(prefs)
-        penalty = best["ridge"] / 2 * float(jnp.sum(state.theta**2))
+        penalty = best.ridge / 2 * float(jnp.sum(state.theta**2))
         value = users * float(np.sum(metrics.loss[-1:])) + penalty
         new = np.nan_to_num(value, nan=np.inf), state.theta, state.log_weights, *metrics
         new = [np.asarray(x)[None] for x in new]

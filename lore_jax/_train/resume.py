@@ -14,16 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lore_jax._pairs.blocks import visit_rows
-from lore_jax._train import steps
-from lore_jax.io.files import digest, parse_json
+from lore_jax._train.steps import Steps, train
+from lore_jax.io.files import digest
 from lore_jax.preferences import FeatureSource, Preferences
 from lore_jax.results import Metrics, Progress
-
-FORMAT = "lore_jax.progress"
-
-VERSION = 3
 
 _SNAPSHOTS = 10
 
@@ -48,6 +45,7 @@ class Run:
         every: int | None = None,
         resume: Progress | None = None,
         fingerprint: str = "",
+        bar: Any = None,
     ):
         """Starts, or goes on from `resume`.
 
@@ -58,7 +56,7 @@ class Run:
             check_progress(resume, "resume.")
         if resume is not None and resume.fingerprint != fingerprint:
             raise ValueError(
-                "resume is the progress of another fit: the data, rank, key, config, "
+                "resume is the progress of another fit: the data, rank, key, recipe, "
                 f"init and anchor must be those it was made with; its fingerprint is "
                 f"{resume.fingerprint}, that of these arguments {fingerprint}"
             )
@@ -69,6 +67,7 @@ class Run:
         self.finished: tuple = () if resume is None else resume.finished
         self._resume, self._fingerprint = resume, fingerprint
         self._on_progress, self._every = on_progress, every
+        self._bar = bar
         self.recorded = on_progress is not None or resume is not None
 
     def kept(self) -> list[tuple[dict, int]]:
@@ -82,21 +81,23 @@ class Run:
         state,
         problem,
         *,
-        recipe: steps.Recipe,
+        steps: Steps,
         num_steps: int,
         source: FeatureSource | None = None,
+        mesh: Mesh | None = None,
         keep: Callable[[Any], tuple] | None = None,
         pace: int | None = None,
     ) -> tuple[Any, Metrics, tuple]:
-        """`steps.train` from the start, or from where the record `name` stopped.
+        """`train` from the start, or from where the record `name` stopped.
 
         Args:
           name: of this training, unique in the fit.
           state: the start; consumed (donated).
           problem: what a step reads.
-          recipe: what a step is.
+          steps: what a step is.
           num_steps: at least 0.
           source: the table where it is no array.
+          mesh: where `problem` is in parts, one per device.
           keep: arrays of a state to keep after every `pace` steps and at the end.
           pace: steps of one compiled program; None makes it one of all steps.
 
@@ -109,12 +110,19 @@ class Run:
             metrics, trail = self._resume.metrics, self._resume.trail
             self._resume = None
         strides = [] if pace is None else [pace]
+        if self._bar is not None and not strides:
+            strides.append(stride(num_steps))
         if self._on_progress is not None:
             strides.append(self._every or pace or stride(num_steps))
 
+        reported = 0
+
         def after(state, metrics):
-            nonlocal trail
+            nonlocal trail, reported
             done = len(metrics.loss)
+            if self._bar is not None:
+                self._bar(name, done - reported)
+                reported = done
             due = [done % s == 0 or done == num_steps for s in strides]
             if keep is not None and due[0]:
                 new = [np.array(x)[None] for x in keep(state)]
@@ -137,12 +145,13 @@ class Run:
                 )
                 self._on_progress(seal(progress))
 
-        state, metrics = steps.train(
+        state, metrics = train(
             state,
             problem,
-            recipe=recipe,
+            steps=steps,
             num_steps=num_steps,
             source=source,
+            mesh=mesh,
             metrics=metrics,
             every=math.gcd(*strides) if strides else None,
             after=after if strides else None,
@@ -179,7 +188,7 @@ def fingerprint(prefs: Preferences, key, *settings) -> str:
     digest = hashlib.blake2b(digest_size=16)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
-    fields = ("chosen", "rejected", "user", "label", "weight", "group")
+    fields = ("chosen", "rejected", "user", "label", "sample_weight", "group")
     arrays = (getattr(prefs, name) for name in fields)
     shape = tuple(map(int, prefs.features.shape))
     dtype = np.dtype(prefs.features.dtype).name
@@ -225,48 +234,6 @@ def seal(progress: Progress) -> Progress:
     return progress.replace(digest=digest(*_parts(progress)))
 
 
-def to_arrays(progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(arrays, metadata) that a file holds."""
-    arrays, texts = _parts(progress)
-    kind = {"format": FORMAT, "version": str(VERSION), "seal": progress.digest}
-    return arrays, {**texts, **kind}
-
-
-def from_arrays(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Progress:
-    """What `to_arrays` took apart; the state's shapes are checked when it is used.
-
-    Raises:
-      ValueError: something is missing, disagrees, or was changed.
-    """
-    fields: dict[str, list] = {name: [] for name in _FIELDS}
-    for field, values in fields.items():
-        while (name := f"{field}.{len(values)}") in arrays:
-            values.append(arrays[name])
-    if sum(map(len, fields.values())) != len(arrays) or not fields["state"]:
-        raise ValueError(f"expected numbered arrays of a progress, got {list(arrays)}")
-    if len(fields["metrics"]) != len(Metrics._fields):
-        raise ValueError(f"metrics must be {len(Metrics._fields)} arrays float[n]")
-    try:
-        rows = parse_json(metadata["rows"], "rows")
-        progress = Progress(
-            state=tuple(fields["state"]),
-            metrics=Metrics(*fields["metrics"]),
-            trail=tuple(fields["trail"]),
-            best=tuple(fields["best"]),
-            losses=tuple(fields["losses"]),
-            finished=tuple(fields["finished"]),
-            name=metadata["name"],
-            choice=parse_json(metadata["choice"], "choice"),
-            rows=tuple(rows) if isinstance(rows, list) else (rows,),
-            fingerprint=metadata["fingerprint"],
-            digest=metadata["seal"],
-        )
-    except KeyError as error:
-        raise ValueError(f"metadata: {error!r}") from error
-    check_progress(progress)
-    return progress
-
-
 def check_progress(progress: Progress, prefix: str = "") -> None:
     """Raises `ValueError` unless a record is consistent, and as `fit` made it.
 
@@ -294,6 +261,8 @@ def check_progress(progress: Progress, prefix: str = "") -> None:
     if len(progress.finished) not in (0, 3 + count):
         raise ValueError(f"{prefix}finished must be {3 + count} arrays")
     rows = progress.rows
+    if not isinstance(rows, tuple) or not isinstance(progress.name, str):
+        raise ValueError(f"{prefix}rows must be a tuple, and name a text")
     losses = [row.get("log_loss") for row in rows if isinstance(row, dict)]
     if len(losses) < len(rows) or not all(isinstance(x, float) for x in losses):
         raise ValueError(f"{prefix}rows must be objects with a log_loss each")

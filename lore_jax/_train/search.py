@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lore_jax._train.resume import Run
-from lore_jax._train.trainer import Trainer
+from lore_jax._train.trainer import Candidate, CandidateTrainer
 from lore_jax._train.validation import (
     BASIS_GIVES,
     Validation,
@@ -16,30 +16,29 @@ from lore_jax._train.validation import (
     mean_losses,
     relative,
 )
-from lore_jax.config import TrainConfig
-
-SETTINGS = ("rank", "smoothing", "ridge", "tempering")
+from lore_jax.config import Search
 
 
-class Search:
+class Losses:
     """Losses of candidates on the hold-outs, each trained once; fills `run`."""
 
-    def __init__(self, train: Trainer, holdouts: dict[str, Validation], run: Run):
+    def __init__(
+        self, train: CandidateTrainer, holdouts: dict[str, Validation], run: Run
+    ):
         """Takes losses that a record brings; nothing is trained yet."""
         self.train, self.holdouts, self.run = train, holdouts, run
         self.scales = np.ones(len(holdouts))
-        self.line: dict = {}
-        self.first = train.first
+        self.line: Candidate | None = None
         self.known = {_key(row): x for row, x in zip(run.rows, run.losses)}
         self.num_known = len(run.rows)
         self.trails: dict[tuple, tuple] = {}
         for row, i in run.kept():
             self.trails[_key(row)] = run.best[2 * i], run.best[2 * i + 1]
 
-    def losses(self, candidates: Sequence[dict]) -> list[np.ndarray]:
+    def of(self, candidates: Sequence[Candidate]) -> list[np.ndarray]:
         """Users' losses float[H, U] of every candidate; several are trained at once."""
         wanted = [(name, x) for x in candidates for name in self.holdouts]
-        new = [(n, x) for n, x in wanted if (n, *x.values()) not in self.known]
+        new = [pair for pair in wanted if pair not in self.known]
         tasks: list[Callable] = [functools.partial(self._trail, *x) for x in new]
         if len(new) > 1 and self.train.at_once and not self.known:
             # A second training would wait while the first compiles the steps of both.
@@ -48,71 +47,77 @@ class Search:
         for (name, x), trail in zip(new, (t for t in trails if t is not None)):
             last = [array[-1:] for array in trail]
             (loss,) = self._curve(name, x, last)
-            self.known[name, *x.values()] = loss
-            self.trails[name, *x.values()] = trail
-            self.run.rows.append({"holdout": name, **x, **_loss(loss)})
+            self.known[name, x] = loss
+            self.trails[name, x] = trail
+            self.run.rows.append({"holdout": name, **x._asdict(), **_loss(loss)})
             self.run.losses.append(loss)
             self._record()
         return [
-            np.stack([self.known[name, *x.values()] for name in self.holdouts])
+            np.stack([self.known[name, x] for name in self.holdouts])
             for x in candidates
         ]
 
-    def scales_of(self, candidate: dict) -> np.ndarray:
+    def scales_of(self, candidate: Candidate) -> np.ndarray:
         """float[H], the log-loss of the global model on each hold-out.
 
         On items that is the tuned one. On judgements it has the ε and λ of the
         candidate: what both lose there alike is what the items are tuned for.
         """
         scales = self.scales.copy()
-        if self.line and len(scales) > 1:
-            line = {**self.line, "smoothing": candidate["smoothing"]}
-            line["ridge"] = candidate["ridge"]
-            scales[0] = mean_losses(self.losses([line])[0])[0]
+        if self.line is not None and len(scales) > 1:
+            line = self.line._replace(
+                smoothing=candidate.smoothing, ridge=candidate.ridge
+            )
+            scales[0] = mean_losses(self.of([line])[0])[0]
         return np.where(scales > 0, scales, 1.0)
 
-    def score(self, candidate: dict) -> float:
+    def score(self, candidate: Candidate) -> float:
         """Mean over hold-outs of its loss over that of the global model."""
-        return relative(self.losses([candidate])[0], self.scales_of(candidate))
+        return relative(self.of([candidate])[0], self.scales_of(candidate))
 
-    def ratios(self, candidate: dict) -> np.ndarray:
+    def ratios(self, candidate: Candidate) -> np.ndarray:
         """Users' losses over those of the global model, float[H, U]."""
-        return self.losses([candidate])[0] / self.scales_of(candidate)[:, None]
+        return self.of([candidate])[0] / self.scales_of(candidate)[:, None]
 
-    def better(self, candidate: dict, than: dict) -> bool:
+    def better(self, candidate: Candidate, than: Candidate) -> bool:
         """Whether it is better by two standard errors."""
         return better(self.ratios(candidate), self.ratios(than))
 
-    def keeps_judgements(self, candidate: dict) -> bool:
+    def keeps_judgements(self, candidate: Candidate) -> bool:
         """Whether judgements of known items lose little beside the first settings."""
-        first = {**candidate, **self.first}
-        self.losses([candidate, first])
+        first = self.train.first(candidate.rank)
+        self.of([candidate, first])
         ratios = self.ratios(candidate), self.ratios(first)
         return keeps_judgements(*ratios, BASIS_GIVES)
 
-    def curves(self, candidate: dict) -> list[np.ndarray]:
+    def curves(self, candidate: Candidate) -> list[np.ndarray]:
         """Users' losses float[S, U] on each hold-out after each tenth of the steps."""
         for name in self.holdouts:  # `results` asks for them again.
-            self.trails[name, *candidate.values()] = self._trail(name, candidate)
+            self.trails[name, candidate] = self._trail(name, candidate)
         self._record()
         return [
             self._curve(name, candidate, self._trail(name, candidate))
             for name in self.holdouts
         ]
 
-    def results(self, candidate: dict, stop: int) -> list[tuple]:
-        """(V, prior) of its training for each hold-out, at a snapshot."""
-        return [
-            self._result(name, trail[0][stop], trail[1][stop], candidate)
-            for name in self.holdouts
-            for trail in [self._trail(name, candidate)]
-        ]
+    def results(self, candidate: Candidate, stop: int) -> list[tuple]:
+        """(features · V, prior) of its training for each hold-out, at a snapshot."""
+        out = []
+        for name, split in self.holdouts.items():
+            trail = self._trail(name, candidate)
+            basis, prior = self._result(name, trail[0][stop], trail[1][stop], candidate)
+            out.append((split.project(basis), prior))
+        return out
 
     def report(self, losses: Sequence[np.ndarray]) -> list[dict]:
         """Losses float[U] on each hold-out beside the best of the global models."""
         rows = []
         for name, own in zip(self.holdouts, losses, strict=True):
-            lines = [x for key, x in self.known.items() if key[:2] == (name, 1)]
+            lines = [
+                loss
+                for (of, x), loss in self.known.items()
+                if (of, x.rank) == (name, 1)
+            ]
             other = min(lines, key=lambda x: mean_losses(x[None])[0])
             gain = (other - own)[np.isfinite(other - own)]
             error = gain.std(ddof=1) / gain.size**0.5 if gain.size > 1 else np.inf
@@ -128,38 +133,39 @@ class Search:
             )
         return rows
 
-    def keep(self, *candidates: dict) -> None:
+    def keep(self, candidate: Candidate) -> None:
         """Forgets the snapshots of all other candidates.
 
-        When resuming, the steps before the record are gone through again; what it
-        kept is needed by later ones.
+        When resuming, the decisions of the record are made again first; what it kept is
+        needed by later ones.
         """
         if len(self.run.rows) == self.num_known:
             return
-        keys = {(name, *x.values()) for x in candidates for name in self.holdouts}
+        keys = {(name, candidate) for name in self.holdouts}
         self.trails = {key: x for key, x in self.trails.items() if key in keys}
         self._record()
 
-    def _trail(self, name: str, candidate: dict) -> tuple:
-        trail = self.trails.get((name, *candidate.values()))
+    def _trail(self, name: str, candidate: Candidate) -> tuple:
+        trail = self.trails.get((name, candidate))
         if trail is None:
             pairs = self.holdouts[name].training
             trail = self.train(name, pairs, candidate, snapshots=True)[2]
         return trail
 
-    def _curve(self, name: str, candidate: dict, trail) -> np.ndarray:
+    def _curve(self, name: str, candidate: Candidate, trail) -> np.ndarray:
         pairs = zip(*trail, strict=True)
         results = [self._result(name, v, pi, candidate) for v, pi in pairs]
         return self.holdouts[name].curve(*zip(*results, strict=True))
 
-    def _result(self, name: str, theta, log_weights, candidate: dict) -> tuple:
+    def _result(self, name: str, theta, log_weights, candidate: Candidate) -> tuple:
         pairs = self.holdouts[name].training
         return self.train.result(name, pairs, theta, log_weights, candidate)
 
-    def _compile(self, name: str, candidate: dict) -> None:
+    def _compile(self, name: str, candidate: Candidate) -> None:
         split = self.holdouts[name]
-        basis = jnp.zeros((split.training.num_features, candidate["rank"]))
-        split.loss(basis.astype(self.train.dtype), [self.train.prior(0.0, candidate)])
+        basis = jnp.zeros((split.training.num_features, candidate.rank))
+        proj = split.project(basis.astype(self.train.dtype))
+        split.loss(proj, [self.train.prior(0.0, candidate)])
 
     def _record(self) -> None:
         keys = [_key(row) for row in self.run.rows]
@@ -169,15 +175,17 @@ class Search:
         self.run.best = tuple(x for key in kept for x in self.trails[key])
 
 
-def _key(row: dict) -> tuple:
-    return row["holdout"], *(row[name] for name in SETTINGS)
+def _key(row: dict) -> tuple[str, Candidate]:
+    return row["holdout"], Candidate(*(row[name] for name in Candidate._fields))
 
 
 def _loss(losses: np.ndarray) -> dict:
     return {"log_loss": float(mean_losses(losses[None])[0]), "chosen": False}
 
 
-def walk(search: Search, start: dict, name: str, grid: Sequence, guarded: bool) -> dict:
+def walk(
+    losses: Losses, start: Candidate, name: str, grid: Sequence, guarded: bool
+) -> Candidate:
     """The best value of one setting; `start`'s, unless by two standard errors.
 
     From `start`'s value in the sorted grid, goes on in a direction while the loss falls
@@ -185,53 +193,51 @@ def walk(search: Search, start: dict, name: str, grid: Sequence, guarded: bool) 
     the second value of the grid, and the other way where nothing was better there.
     """
     values = sorted(set(grid))
-    at, best = values.index(start[name]), start
+    at, best = values.index(getattr(start, name)), start
     first = 1 if len(grid) < 2 or grid[1] > grid[0] else -1
     for step in (first, -first):
         place = at + step
         while 0 <= place < len(values):
-            candidate = {**start, name: values[place]}
-            falls = search.score(candidate) < search.score(best)
-            if not falls or (guarded and not search.keeps_judgements(candidate)):
+            candidate = start._replace(**{name: values[place]})
+            falls = losses.score(candidate) < losses.score(best)
+            if not falls or (guarded and not losses.keeps_judgements(candidate)):
                 break
             best, place = candidate, place + step
         if best is not start:
             break
-    best = best if best is start or search.better(best, start) else start
-    search.keep(best)
+    best = best if best is start or losses.better(best, start) else start
+    losses.keep(best)
     return best
 
 
 def tune(
-    search: Search, start: dict, config: TrainConfig, guarded: bool = True
-) -> dict:
+    losses: Losses, start: Candidate, grids: Search, guarded: bool = True
+) -> Candidate:
     """The best of the candidates of one rank, one setting after another."""
-    best = start
-    grids = {"ridge": config.ridges, "smoothing": config.smoothings}
-    if start["rank"] > 1:  # With one atom γ only scales the likelihood.
-        grids["tempering"] = config.temperings
-    for name, grid in grids.items():
-        best = walk(search, best, name, grid, guarded)
+    best = walk(losses, start, "ridge", grids.ridges, guarded)
+    best = walk(losses, best, "smoothing", grids.smoothings, guarded)
+    if start.rank > 1:  # With one atom γ only scales the likelihood.
+        best = walk(losses, best, "tempering", grids.temperings, guarded)
     return best
 
 
-def select(search: Search, ranks: tuple[int, ...], config: TrainConfig) -> dict:
-    """The candidate to train, and the global model that losses are divided by.
+def select(losses: Losses, ranks: tuple[int, ...], grids: Search) -> Candidate:
+    """The candidate to train; sets the global model that losses are divided by.
 
     The global Bradley–Terry model is tuned first. As a candidate it must not lose much
     on judgements of known items; as a yardstick it may. Then the ranks are compared at
     the first of all settings, the settings are tuned at the best of them, and the ranks
     are compared once more. Of ranks the least loss is taken.
     """
-    first = {"rank": 1, **search.first}
-    lines = [tune(search, first, config)] if 1 in ranks else []
-    search.line = tune(search, first, config, guarded=False)
-    search.scales = mean_losses(search.losses([search.line])[0])
-    others = [{**first, "rank": rank} for rank in dict.fromkeys(ranks) if rank > 1]
+    first = losses.train.first(1)
+    lines = [tune(losses, first, grids)] if 1 in ranks else []
+    losses.line = tune(losses, first, grids, guarded=False)
+    losses.scales = mean_losses(losses.of([losses.line])[0])
+    others = [first._replace(rank=x) for x in dict.fromkeys(ranks) if x > 1]
     if not others:
         return lines[0]
-    search.losses(others)
-    best = tune(search, min(others, key=search.score), config)
-    others = [{**best, "rank": x["rank"]} for x in others]
-    search.losses(others)
-    return min([best, *others, *lines], key=search.score)
+    losses.of(others)
+    best = tune(losses, min(others, key=losses.score), grids)
+    others = [best._replace(rank=x.rank) for x in others]
+    losses.of(others)
+    return min([best, *others, *lines], key=losses.score)

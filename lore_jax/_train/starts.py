@@ -1,16 +1,16 @@
-"""Where the default recipe starts: at random, or at what users differ in most."""
+"""Starts of the default recipe: random, or the directions that users differ in most."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lore_jax._equations import pair_coefficients
 from lore_jax._pairs.blocks import back_project_rows, project_rows
 from lore_jax._train.coordinates import Coordinates, basis_of, slope_of
-from lore_jax.losses import pair_coefficients
 from lore_jax.preferences import Preferences
 
-_SPREAD = 0.3  # standard deviation of a typical pair's margin
+_START_STD = 0.3  # standard deviation of a typical pair's margin
 
 _ROUNDS = 6
 
@@ -27,7 +27,7 @@ def make_start(
     "random": normal with standard deviation 0.3. "svd": column k is the population's
     direction plus a vertex of a regular simplex in the directions that users' mean
     differences vary in most, scaled alike; random where fewer than K features or users
-    with pairs leave no room for a simplex.
+    with pairs leave no simplex.
 
     Args:
       key: consumed.
@@ -44,14 +44,14 @@ def make_start(
         normal = jnp.matmul(directions, normal, precision=lax.Precision.HIGHEST)
     num_users = (np.asarray(prefs.counts) > 0).sum()
     if kind == "random" or min(size, num_users) < rank:
-        return _SPREAD * normal
+        return _START_STD * normal
     directions = singular_directions(normal, prefs, coordinates)
     corners = np.eye(rank) - 1 / rank
     if rank > 1:  # In the K − 1 dimensions that the simplex spans.
         corners = corners / np.linalg.norm(corners[0])
         corners = corners @ np.linalg.svd(corners)[2].T
     mixing = np.concatenate([np.ones((rank, 1)), corners[:, : rank - 1]], axis=1)
-    return jnp.asarray(_SPREAD * size**0.5 * directions @ mixing.T, dtype)
+    return jnp.asarray(_START_STD * size**0.5 * directions @ mixing.T, dtype)
 
 
 def singular_directions(
@@ -71,7 +71,7 @@ def singular_directions(
     dtype = coordinates.gains.dtype
     chosen, user = np.asarray(prefs.chosen), np.asarray(prefs.user)
     rejected = None if prefs.rejected is None else np.asarray(prefs.rejected)
-    share = np.asarray(pair_coefficients(prefs, "users"), np.float64)
+    share = np.asarray(pair_coefficients(prefs, "users", dtype), np.float64)
     if prefs.label is not None:
         share = share * (2 * np.asarray(prefs.label, np.float64) - 1)
     share = share[:, None]

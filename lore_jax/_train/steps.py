@@ -1,7 +1,7 @@
 """Steps of training, over a table in memory or over a source read in blocks.
 
-A step projects the table, asks a pure function of the reward floor for the slope of
-the objective in the projection, and back-projects that. In memory all of it is one
+A step projects the table, asks a pure function of the projection for the slope of the
+objective in it, and back-projects that. In memory all of it is one
 compiled program; from a source the two products run block by block on the host and the
 rest is the same code.
 """
@@ -14,64 +14,103 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from lore_jax import _equations
 from lore_jax._backend import check_stopped, wait_for
+from lore_jax._mesh import on_devices, sum_over_devices
 from lore_jax._pairs.blocks import back_project_rows, project_rows
-from lore_jax.model import project
 from lore_jax.results import Metrics
 
 
-class Recipe(NamedTuple):
+class Steps(NamedTuple):
     """Three pure functions; hashable, so it can be a static argument.
 
     Attributes:
       basis: (state, problem) → V, float[D, K].
-      floor: (proj float[M, K], state, problem) → (slopes float[M, K], between), the
-        slope of what V descends on in proj, and whatever `update` needs besides.
+      slopes: (proj float[M, K], state, problem) → (slopes float[M, K], between), the
+        slope of what V descends on in proj, and sums over pairs or users that `update`
+        needs besides.
       update: (slope in V float[D, K], between, state, problem) → (state, metrics).
     """
 
     basis: Callable[..., jax.Array]
-    floor: Callable[..., tuple[jax.Array, Any]]
+    slopes: Callable[..., tuple[jax.Array, Any]]
     update: Callable[..., tuple[Any, Metrics]]
 
 
-def step(recipe: Recipe, state, problem) -> tuple[Any, Metrics]:
-    """One step in memory: two reads of `problem.features`."""
-    basis = recipe.basis(state, problem)
-    proj, pullback = jax.vjp(functools.partial(project, problem.features), basis)
-    slopes, between = recipe.floor(proj, state, problem)
+def step(
+    steps: Steps, state, problem, reduce: Callable[[Any], Any] | None = None
+) -> tuple[Any, Metrics]:
+    """One step in memory: two reads of `problem.features`.
+
+    Args:
+      steps: what a step is.
+      state: before it.
+      problem: what it reads.
+      reduce: sums (slope in V, between) over the devices of a mesh.
+    """
+    basis = steps.basis(state, problem)
+    proj, pullback = jax.vjp(
+        functools.partial(_equations.product, problem.features), basis
+    )
+    slopes, between = steps.slopes(proj, state, problem)
     # A transpose left of slopes would change the form of the product.
     slopes = lax.optimization_barrier(slopes)
-    return recipe.update(pullback(slopes)[0], between, state, problem)
+    slope = pullback(slopes)[0]
+    if reduce is not None:
+        slope, between = reduce((slope, between))
+    return steps.update(slope, between, state, problem)
 
 
-def scan(recipe: Recipe, state, problem, num_steps: int) -> tuple[Any, Metrics]:
+def scan(
+    steps: Steps, state, problem, num_steps: int, reduce=None
+) -> tuple[Any, Metrics]:
     """`num_steps` steps; metrics float[num_steps]."""
     return lax.scan(
-        lambda carry, _: step(recipe, carry, problem), state, length=num_steps
+        lambda carry, _: step(steps, carry, problem, reduce), state, length=num_steps
     )
 
 
 _MOST_STEPS = 500  # of one program, where nothing else says how many
 
-# Sums into rows in any order would make two runs of one key differ.
-_SAME_BITS = {"xla_gpu_exclude_nondeterministic_ops": True}
-
 
 @functools.partial(
     jax.jit,
-    static_argnames=("recipe", "num_steps"),
+    static_argnames=("steps", "num_steps"),
     donate_argnames="state",
-    compiler_options=_SAME_BITS,
 )
-def run(state, problem, *, recipe: Recipe, num_steps: int) -> tuple[Any, Metrics]:
+def run(state, problem, *, steps: Steps, num_steps: int) -> tuple[Any, Metrics]:
     """`scan` as one compiled program; `state` is consumed (donated)."""
-    return scan(recipe, state, problem, num_steps)
+    return scan(steps, state, problem, num_steps)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("steps", "num_steps", "mesh"), donate_argnames="state"
+)
+def run_on_mesh(
+    state, problem, *, steps: Steps, num_steps: int, mesh: Mesh
+) -> tuple[Any, Metrics]:
+    """`run` on the devices of a mesh: one all-reduce a step.
+
+    Args:
+      state: the same on every device; consumed (donated).
+      problem: with `on_mesh`, its own specs and view of one device's part.
+      steps: what a step is.
+      num_steps: at least 1.
+      mesh: of `_mesh.check_mesh`.
+    """
+
+    def local(state, problem):
+        return scan(steps, state, problem.local(), num_steps, sum_over_devices)
+
+    specs = P(), problem.specs()
+    return on_devices(local, mesh, specs, (P(), P()))(state, problem)
 
 
 def run_blocks(
-    state, problem, source, *, recipe: Recipe, num_steps: int
+    state, problem, source, *, steps: Steps, num_steps: int
 ) -> tuple[Any, Metrics]:
     """`run` over a `FeatureSource`: each block is read twice a step, one at a time.
 
@@ -79,42 +118,43 @@ def run_blocks(
       state: consumed (donated).
       problem: its `features` are None.
       source: the table.
-      recipe: what a step is.
+      steps: what a step is.
       num_steps: at least 1.
     """
     history = []
     for _ in range(num_steps):
-        basis = _basis(state, problem, recipe=recipe)
+        basis = _basis(state, problem, steps=steps)
         proj = project_rows(source, basis)
-        slopes, between = _floor(proj, state, problem, recipe=recipe)
+        slopes, between = _slopes(proj, state, problem, steps=steps)
         slope = back_project_rows(source, slopes)
-        state, metrics = _update(slope, between, state, problem, recipe=recipe)
+        state, metrics = _update(slope, between, state, problem, steps=steps)
         history.append(metrics)
     return state, jax.tree.map(lambda *x: jnp.stack(x), *history)
 
 
-@functools.partial(jax.jit, static_argnames="recipe")
-def _basis(state, problem, *, recipe):
-    return recipe.basis(state, problem)
+@functools.partial(jax.jit, static_argnames="steps")
+def _basis(state, problem, *, steps):
+    return steps.basis(state, problem)
 
 
-@functools.partial(jax.jit, static_argnames="recipe", compiler_options=_SAME_BITS)
-def _floor(proj, state, problem, *, recipe):
-    return recipe.floor(proj, state, problem)
+@functools.partial(jax.jit, static_argnames="steps")
+def _slopes(proj, state, problem, *, steps):
+    return steps.slopes(proj, state, problem)
 
 
-@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
-def _update(slope, between, state, problem, *, recipe):
-    return recipe.update(slope, between, state, problem)
+@functools.partial(jax.jit, static_argnames="steps", donate_argnames="state")
+def _update(slope, between, state, problem, *, steps):
+    return steps.update(slope, between, state, problem)
 
 
 def train(
     state,
     problem,
     *,
-    recipe: Recipe,
+    steps: Steps,
     num_steps: int,
     source=None,
+    mesh: Mesh | None = None,
     metrics: Metrics | None = None,
     every: int | None = None,
     after: Callable[[Any, Metrics], None] | None = None,
@@ -124,9 +164,10 @@ def train(
     Args:
       state: consumed (donated).
       problem: what a step reads.
-      recipe: what a step is.
+      steps: what a step is.
       num_steps: of the whole run.
       source: the table where it is no array; then `problem.features` is None.
+      mesh: where `problem` is in parts, one per device.
       metrics: of the steps that `state` already took.
       every: steps of one compiled program; None makes it as many as there are, at
         most about 500, so that Ctrl-C need not wait for all of them.
@@ -142,11 +183,14 @@ def train(
     while done < num_steps or not parts:
         check_stopped()
         length = min(every, num_steps - done)
-        if source is None:
-            state, part = wait_for(run(state, problem, recipe=recipe, num_steps=length))
+        if mesh is not None:
+            program = functools.partial(run_on_mesh, steps=steps, mesh=mesh)
+            state, part = wait_for(program(state, problem, num_steps=length))
+        elif source is None:
+            state, part = wait_for(run(state, problem, steps=steps, num_steps=length))
         elif length:
             state, part = run_blocks(
-                state, problem, source, recipe=recipe, num_steps=length
+                state, problem, source, steps=steps, num_steps=length
             )
         else:
             part = Metrics(*(jnp.zeros(0),) * 3)

@@ -2,107 +2,141 @@
 
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lore_jax._backend import on_threads
+from lore_jax._mesh import Partition
+from lore_jax._pairs.pack import pack
+from lore_jax._pairs.row_sums import count_sides
 from lore_jax._train import coordinates, marginal
 from lore_jax._train.coordinates import Coordinates, Spectrum
 from lore_jax._train.resume import Run, stride
 from lore_jax._train.starts import make_start
-from lore_jax.config import TrainConfig
+from lore_jax.config import Marginal
 from lore_jax.model import RewardParams
 from lore_jax.preferences import FeatureSource, Preferences
 from lore_jax.prior import Prior, make_atoms, make_prior
 from lore_jax.results import Metrics
 
 
-class Trainer:
+class Candidate(NamedTuple):
+    """Settings of one training.
+
+    Attributes:
+      rank: K.
+      smoothing: ε of the coordinates.
+      ridge: λ.
+      tempering: γ.
+    """
+
+    rank: int
+    smoothing: float
+    ridge: float
+    tempering: float
+
+
+class CandidateTrainer:
     """Trains candidates, from a table in memory or a source."""
 
     def __init__(
         self,
         prefs: Preferences,
         keys: tuple[jax.Array, jax.Array],
-        config: TrainConfig,
+        recipe: Marginal,
         init: RewardParams | None,
         run: Run,
+        mesh: Mesh | None = None,
     ):
         """Takes all pairs, which say what shapes every part of them has.
 
         Args:
           prefs: all pairs.
           keys: of the atoms and of the starts.
-          config: the recipe.
+          recipe: the recipe.
           init: where to start instead.
           run: the record.
+          mesh: whose devices train, or None.
         """
+        self.mesh = mesh
         self.key_atoms, self.key_start = keys
         dtype = jnp.promote_types(prefs.features.dtype, jnp.float32)
         self.dtype = jax.dtypes.canonicalize_dtype(dtype)
         self.capacity = np.asarray(prefs.counts)
+        sides = prefs.chosen, prefs.rejected
+        self.side_counts = count_sides(*sides, prefs.features.shape[0])
         self.from_source = isinstance(prefs.features, FeatureSource)
-        # A record holds one training at a time, memory one block of a source.
-        self.at_once = not (run.recorded or self.from_source)
-        self.config, self.init, self.run = config, init, run
-        self.optimiser = marginal.make_optimiser(config.learning_rate, config.num_steps)
-        self.recipe = marginal.make_recipe(self.optimiser)
+        # A record holds one training at a time, memory one block of a source; and two
+        # programs of a mesh at once would wait for each other.
+        self.at_once = not (run.recorded or self.from_source or mesh is not None)
+        if mesh is not None:
+            table = prefs.features
+            self.partition = Partition(mesh, pack(prefs), table.shape[0])
+            self.table = self.partition.table(table)
+        self.recipe, self.init, self.run = recipe, init, run
+        self.optimiser = marginal.make_optimiser(recipe.learning_rate, recipe.num_steps)
+        self.steps = marginal.make_steps(self.optimiser)
         self.spectra: dict[str, Spectrum | None] = {"all": coordinates.measure(prefs)}
         self.coordinates: dict[tuple[str, float], Coordinates] = {}
-        self.first = {
-            "smoothing": config.smoothings[0],
-            "ridge": config.ridges[0],
-            "tempering": config.temperings[0],
-        }
+        self.packed: dict[str, Any] = {}
         self.problems: dict = {}
         self.starts: dict = {}
         self.preparing = threading.Lock()
+
+    def first(self, rank: int) -> Candidate:
+        """The first value of every grid."""
+        search = self.recipe.search
+        first = search.smoothings[0], search.ridges[0], search.temperings[0]
+        return Candidate(rank, *first)
 
     def __call__(
         self,
         name: str,
         prefs: Preferences,
-        candidate: dict,
+        candidate: Candidate,
         *,
         start: int = 0,
         num_steps: int | None = None,
         snapshots: bool = False,
-    ) -> tuple[marginal.TrainState, Metrics, tuple]:
+    ) -> tuple[marginal.MarginalState, Metrics, tuple]:
         """(state, metrics, snapshots of (θ, log π)) of one training.
 
         Args:
           name: of the pairs.
           prefs: the pairs.
-          candidate: rank, smoothing, ridge and tempering.
-          start: 0 is `config.start`; all others are random.
+          candidate: what to train.
+          start: 0 is `recipe.start`; all others are random.
           num_steps: fewer than the recipe's.
           snapshots: whether to keep (θ, log π) after each tenth of the steps.
         """
-        config, rank = self.config, candidate["rank"]
+        recipe, rank = self.recipe, candidate.rank
         with self.preparing:  # What candidates share is made once.
             if (name, rank) not in self.problems:
                 self.problems[name, rank] = self.problem(name, prefs, rank)
-            made = self.coordinates_of(name, prefs, candidate["smoothing"])
+            made = self.coordinates_of(name, prefs, candidate.smoothing)
             problem = self.problems[name, rank].replace(coordinates=made)
-            place = (name, rank, candidate["smoothing"], start)
+            place = (name, rank, candidate.smoothing, start)
             if place not in self.starts:
                 theta = self.start(prefs, made, rank, start)
                 theta = coordinates.in_span(theta, self.spectra[name])
                 self.starts[place] = np.asarray(theta)
         theta = jnp.array(self.starts[place])  # A copy: the state is donated.
-        steps = config.num_steps
-        numbers = candidate["ridge"], candidate["tempering"], config.temperature
+        steps = recipe.num_steps
+        numbers = candidate.ridge, candidate.tempering, recipe.temperature
         numbers = (jnp.asarray(x, self.dtype) for x in (*numbers, 1.0, steps / 2))
         source = prefs.features if self.from_source else None
         return self.run.train(
-            f"{name} {candidate} {start}",
+            f"{name} {candidate._asdict()} {start}",
             marginal.init_from(theta, problem, self.optimiser),
-            marginal.Data(problem, marginal.Settings(*numbers)),
-            recipe=self.recipe,
+            marginal.MarginalInputs(problem, marginal.Settings(*numbers)),
+            steps=self.steps,
             num_steps=steps if num_steps is None else num_steps,
             source=source,
+            mesh=self.mesh,
             keep=_snapshot if snapshots else None,
             pace=stride(steps),
         )
@@ -125,12 +159,20 @@ class Trainer:
             self.coordinates[name, smoothing] = made
         return self.coordinates[name, smoothing]
 
-    def problem(self, name: str, prefs: Preferences, rank: int) -> marginal.Problem:
+    def problem(self, name: str, prefs, rank: int) -> marginal.MarginalProblem:
         """What the steps of every candidate of this rank read."""
-        atoms = make_atoms(self.key_atoms, rank, self.config.num_atoms, self.dtype)
+        if name not in self.packed:
+            self.packed[name] = pack(prefs)
+        atoms = make_atoms(
+            self.key_atoms, rank, self.recipe.search.num_atoms, self.dtype
+        )
         base = jnp.full(len(atoms), 1 / len(atoms), self.dtype)
-        made = self.coordinates_of(name, prefs, self.config.smoothings[0])
-        return marginal.make_problem(prefs, atoms, base, made, self.capacity)
+        made = self.coordinates_of(name, prefs, self.recipe.search.smoothings[0])
+        arrays = self.packed[name], atoms, base, made
+        if self.mesh is not None:
+            return marginal.make_mesh_problem(self.table, *arrays, self.partition)
+        arrays = prefs.features, *arrays
+        return marginal.make_problem(*arrays, self.capacity, self.side_counts)
 
     def start(
         self, prefs: Preferences, made: Coordinates, rank: int, number: int
@@ -138,33 +180,32 @@ class Trainer:
         """θ before the first step; starts have numbers, and all but 0 are random."""
         if self.init is not None and self.init.basis.shape[1] == rank:
             return coordinates.theta_of(jnp.asarray(self.init.basis, self.dtype), made)
-        kind = "random" if number else self.config.start
+        kind = "random" if number else self.recipe.start
         key = self.key_start
         key = jax.random.fold_in(key, number) if number else key
         return make_start(key, kind, prefs, made, rank)
 
     def result(
-        self, name: str, prefs: Preferences, theta, log_weights, candidate: dict
+        self, name: str, prefs: Preferences, theta, log_weights, candidate: Candidate
     ) -> tuple[jax.Array, Prior]:
         """(V, the prior with the first κ and δ) of a trained candidate.
 
         What a record brings was trained by another process, so that its coordinates
         may still have to be measured.
         """
-        made = self.coordinates_of(name, prefs, candidate["smoothing"])
+        made = self.coordinates_of(name, prefs, candidate.smoothing)
         basis = coordinates.basis_of(jnp.asarray(theta), made)
         basis = coordinates.in_span(basis, self.spectra[name])
         return basis, self.prior(log_weights, candidate)
 
-    def prior(self, log_weights, candidate: dict) -> Prior:
+    def prior(self, log_weights, candidate: Candidate) -> Prior:
         """What `result` says of users; `log_weights` may be one for all atoms."""
-        config, rank = self.config, candidate["rank"]
-        atoms = make_atoms(self.key_atoms, rank, config.num_atoms, self.dtype)
+        search = self.recipe.search
+        atoms = make_atoms(self.key_atoms, candidate.rank, search.num_atoms, self.dtype)
         log_weights = jnp.broadcast_to(jnp.asarray(log_weights), len(atoms))
-        tempering, temperature = candidate["tempering"], config.temperature
-        kappa, decay = config.concentrations[0], config.decays[0]
-        return make_prior(atoms, log_weights, tempering, kappa, temperature, decay)
+        kappa, decay = search.concentrations[0], search.decays[0]
+        return make_prior(atoms, log_weights, candidate.tempering, kappa, decay)
 
 
-def _snapshot(state: marginal.TrainState) -> tuple:
+def _snapshot(state: marginal.MarginalState) -> tuple:
     return state.theta, state.log_weights

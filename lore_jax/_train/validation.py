@@ -5,74 +5,119 @@ most responses that a reward model ranks are new (`splits.hold_out`). Losses of 
 hold-outs are averaged after each is divided by that of a global Bradley–Terry model.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lore_jax import _checks, _equations
 from lore_jax._backend import on_threads
 from lore_jax._pairs.blocks import project_rows
-from lore_jax.adaptation import adapt
+from lore_jax._pairs.pack import Pairs, pack
+from lore_jax._pairs.projected import Projected
+from lore_jax.adaptation import adapt_projected
 from lore_jax.data.splits import canonical_rows, hold_out, items_of, shares_items
-from lore_jax.evaluation import log_loss
-from lore_jax.preferences import Preferences, take_shots
+from lore_jax.prediction import variance_losses
+from lore_jax.preferences import Preferences, take_shots, take_users
 from lore_jax.prior import Prior
 
+SHOTS = (1, 3, 10, None)  # pairs that users show, None for all; they count alike
 # Relative log-loss on judgements of known items that may be given up for new items: by
 # the basis (about one point of accuracy) and by each later choice.
 BASIS_GIVES = 0.015
-
 _GIVES = 0.003
+_SOME = 1000  # users that ρ and s are compared on, at most
 
 
-class Validation(NamedTuple):
-    """A grouped split of training pairs.
+class Validation:
+    """A grouped split of training pairs, laid out once.
 
     Attributes:
       training: what candidates learn from.
       heldout: what they are compared on.
+      temperature: T.
     """
 
-    training: Preferences
-    heldout: Preferences
+    def __init__(self, training: Preferences, heldout: Preferences, temperature: float):
+        """Nothing is laid out yet."""
+        self.training, self.heldout = training, heldout
+        self.temperature = temperature
+        self.held = pack(heldout)
+        self._shown: dict[tuple, Pairs] = {}
+
+    def project(self, basis) -> np.ndarray | jax.Array:
+        """Features · V: one read of the table."""
+        return project_rows(self.training.features, basis)
 
     def loss(
-        self,
-        basis: jax.Array,
-        priors: Iterable[Prior],
-        shots: tuple[int | None, ...] = (None,),
+        self, proj, priors: Iterable[Prior], shots: Sequence[int | None] = (None,)
     ) -> np.ndarray:
         """Log-loss of every user on held-out pairs, float[C, U], one row per prior.
 
         Users show `shots` of their pairs, None for all; several numbers count alike.
-        The table is read once.
         """
-        proj = project_rows(self.training.features, basis)
-        shown = [self._replace(training=take_shots(self.training, n)) for n in shots]
+        shown = [self._pairs(n) for n in shots]
 
         def mean_loss(prior):
-            return np.mean([x._losses(proj, prior) for x in shown], axis=0)
+            return np.mean([self._losses(proj, x, prior) for x in shown], axis=0)
 
         return np.stack(on_threads(mean_loss, priors))
+
+    def variance_losses(self, proj, prior: Prior, candidates) -> np.ndarray:
+        """Users' log-loss of predictions for each candidate (ρ, s), float[C, U].
+
+        Of many users, a random thousand.
+        """
+        total, users = self.training.num_users, None
+        if total > _SOME:
+            users = np.random.default_rng(0).choice(total, _SOME, replace=False)
+            users = np.sort(users)
+        held = self.held if users is None else pack(take_users(self.heldout, users))
+        losses = [
+            variance_losses(
+                Projected(proj, self._pairs(n, users)),
+                held,
+                prior,
+                self.temperature,
+                candidates,
+            )
+            for n in SHOTS
+        ]
+        return np.mean(losses, axis=0)
 
     def curve(self, bases: Sequence[jax.Array], priors: Sequence[Prior]) -> np.ndarray:
         """Log-loss of every user, float[S, U], of S bases with a prior each.
 
         The table is read once.
         """
-        joined = project_rows(self.training.features, jnp.concatenate(bases, axis=1))
+        joined = self.project(jnp.concatenate(bases, axis=1))
         ends = np.cumsum([basis.shape[1] for basis in bases])[:-1]
         parts = zip(np.split(np.asarray(joined), ends, axis=1), priors, strict=True)
-        return np.stack(on_threads(lambda part: self._losses(*part), parts))
+        pairs = self._pairs(None)
+        return np.stack(on_threads(lambda x: self._losses(x[0], pairs, x[1]), parts))
 
-    def _losses(self, proj, prior: Prior) -> np.ndarray:
-        eye = jnp.eye(proj.shape[1], dtype=proj.dtype)
-        weights = adapt(eye, self.training.replace(features=proj), prior=prior).weights
-        heldout = self.heldout.replace(features=proj)
-        return np.asarray(log_loss(eye, weights, heldout, prior.temperature))
+    def _pairs(self, shots: int | None, users: np.ndarray | None = None) -> Pairs:
+        key = shots, users is None
+        if key not in self._shown:
+            some = self.training if users is None else take_users(self.training, users)
+            self._shown[key] = pack(take_shots(some, shots))
+        return self._shown[key]
+
+    def _losses(self, proj, shown: Pairs, prior: Prior) -> np.ndarray:
+        found = Projected(proj, shown)
+        weights = adapt_projected(found, prior, self.temperature).weights
+        return np.asarray(user_losses(proj, weights, self.held, self.temperature))
+
+
+def user_losses(proj, weights, pairs: Pairs, temperature: float) -> jax.Array:
+    """Mean Bradley–Terry loss of each user's pairs, float[U]; NaN without any."""
+    z = _equations.pair_rewards(proj, pairs.chosen, pairs.rejected)
+    m = _equations.pair_margins(z, weights, pairs.user) / temperature
+    label: Any = pairs.label
+    loss = _equations.pair_loss(m, label)
+    return _equations.user_means(loss, pairs.sample_weight, pairs.user, pairs.num_users)
 
 
 def make_holdouts(
@@ -80,6 +125,7 @@ def make_holdouts(
     key: jax.Array,
     share: float,
     holdout: Literal["judgements", "items", "both"],
+    temperature: float,
 ) -> dict[str, Validation]:
     """{"judgements" and/or "items": a split}, from a key.
 
@@ -93,6 +139,7 @@ def make_holdouts(
         pair must fall on one side, such a share s of the judgements or items is held
         out that s² / (s² + (1 − s)²) = `share`.
       holdout: "judgements", "items" or "both".
+      temperature: T.
     """
     units: tuple[Literal["judgements", "items"], ...] = ("judgements", "items")
     if holdout != "both":
@@ -107,19 +154,18 @@ def make_holdouts(
         held = hold_out(prefs, share=part, seed=seed, unit=unit)
         tried[unit] = held.training.num_pairs, held.heldout.num_pairs
         if all(tried[unit]):
-            found[unit] = Validation(held.training, held.heldout)
+            found[unit] = Validation(held.training, held.heldout, temperature)
     if not found:
         (learn, left), *_ = tried.values()
-        warnings.warn(
+        _checks.warn(
             f"too few pairs to validate on: {learn} to learn from and {left} held out "
-            f"of {prefs.num_pairs}; the first candidate is used unselected",
-            stacklevel=5,
+            f"of {prefs.num_pairs}; the first candidate is used unselected"
         )
     return found
 
 
 def _pairwise(prefs: Preferences, unit: str) -> bool:
-    """Whether the two sides of a pair are drawn apart."""
+    """Whether the two sides of a pair are drawn one by one."""
     if prefs.rejected is None:
         return False
     if unit == "judgements":
@@ -186,7 +232,7 @@ def choose_stop(curves: Sequence[np.ndarray], scales: np.ndarray) -> int:
     return int(best if better(*both) and keeps_judgements(*both) else finite[-1])
 
 
-def rows_of(
+def candidate_rows(
     candidates: Sequence[dict], losses: np.ndarray, scales: np.ndarray
 ) -> list[dict]:
     """What `History.selection` holds of candidates with losses float[C, H, U]."""

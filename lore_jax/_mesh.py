@@ -1,0 +1,198 @@
+"""Training on the devices of a mesh: users, their pairs and rows, one part a device.
+
+Users are partitioned over the axis "users", balanced by their pairs, and never move. A
+device holds the rows that its users' pairs use and multiplies V by these alone. A step
+costs one all-reduce of the slope in V, the atoms' shares and the log marginal.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lore_jax._pairs.pack import Pairs
+from lore_jax._pairs.row_sums import SideCounts, count_sides
+
+AXIS = "users"
+
+
+def check_mesh(mesh: Any) -> Mesh:
+    """A mesh with the axis "users" and Auto axis types over the same devices.
+
+    Raises:
+      TypeError: it is no mesh.
+      ValueError: it has other axes, or spans processes.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh)}")
+    if tuple(mesh.axis_names) != (AXIS,):
+        raise ValueError(
+            f"mesh must have the one axis {AXIS!r}, got {tuple(mesh.axis_names)}"
+        )
+    devices = list(mesh.devices.flat)
+    here = {device for device in devices if device.process_index == jax.process_index()}
+    if len(here) < len(devices):
+        raise ValueError(
+            f"mesh spans processes: {len(here)} of its {len(devices)} devices belong "
+            "to this one. A fit uses the devices of one process"
+        )
+    return Mesh(mesh.devices, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+class Part(NamedTuple):
+    """What one device holds.
+
+    Attributes:
+      users: int[n], its users.
+      rows: int[m], rows of the table that their pairs use.
+    """
+
+    users: np.ndarray
+    rows: np.ndarray
+
+
+class Partition:
+    """Users and rows of a data set on the devices of a mesh.
+
+    Every part is padded to the same shapes, and so is every split of the data, so that
+    all of them share one program.
+    """
+
+    def __init__(self, mesh: Mesh, pairs: Pairs, num_rows: int):
+        """Partitions all pairs; splits of them follow.
+
+        Args:
+          mesh: of `check_mesh`.
+          pairs: all pairs.
+          num_rows: M.
+        """
+        self.mesh, self.num_rows = mesh, num_rows
+        size = mesh.devices.size
+        counts = pairs.counts
+        device = np.zeros(pairs.num_users, int)
+        load = np.zeros(size, np.int64)
+        for user in np.argsort(-counts, kind="stable"):  # The largest first.
+            device[user] = int(load.argmin())
+            load[device[user]] += counts[user]
+        self.parts, capacities, sides = [], [], []
+        for d in range(size):
+            users = np.flatnonzero(device == d)
+            mine = _of_users(pairs, users)
+            used = [x for x in (mine.chosen, mine.rejected) if x is not None]
+            rows = np.unique(np.concatenate(used))
+            self.parts.append(Part(users, rows))
+            local = _renumbered(mine, rows, num_rows)
+            capacities.append(mine.counts)
+            sides.append(count_sides(local.chosen, local.rejected, len(rows)))
+        self.num_users = max(len(part.users) for part in self.parts)
+        self.num_local = max([len(part.rows) for part in self.parts] + [1])
+        self.capacities = _alike(capacities, self.num_users)
+        chosen = _alike([side.chosen for side in sides], self.num_local)
+        rejected: list = [None] * size
+        if pairs.rejected is not None:
+            each = [side.rejected for side in sides]
+            rejected = _alike(each, self.num_local)  # pyright: ignore[reportArgumentType]
+        self.sides = [SideCounts(*both) for both in zip(chosen, rejected)]
+
+    def table(self, features) -> jax.Array:
+        """float[devices, m, D], the rows of every device, on that device."""
+        shards = []
+        for part, device in zip(self.parts, self.mesh.devices.flat):
+            rows = np.zeros((1, self.num_local, features.shape[1]), features.dtype)
+            rows[0, : len(part.rows)] = np.asarray(features[part.rows])
+            shards.append(jax.device_put(rows, device))
+        shape = (len(shards), *shards[0].shape[1:])
+        sharding = NamedSharding(self.mesh, P(AXIS))
+        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+    def pairs(self, pairs: Pairs) -> list[Pairs]:
+        """The pairs of each device: users and rows renumbered, padded with no pair."""
+        out = []
+        for part in self.parts:
+            mine = _of_users(pairs, part.users)
+            mine = _renumbered(mine, part.rows, self.num_rows)
+            missing = self.num_users - len(part.users)
+            offsets = np.concatenate(
+                [mine.offsets, np.repeat(mine.offsets[-1], missing)]
+            )
+            out.append(mine._replace(offsets=offsets.astype(np.int32)))
+        return out
+
+    def stack(self, trees: list) -> Any:
+        """One tree per device as a tree of arrays with a leading axis of devices."""
+        sharding = NamedSharding(self.mesh, P(AXIS))
+
+        def join(*leaves):
+            shards = [
+                jax.device_put(np.asarray(leaf)[None], device)
+                for leaf, device in zip(leaves, self.mesh.devices.flat)
+            ]
+            shape = (len(shards), *shards[0].shape[1:])
+            return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+        return jax.tree.map(join, *trees)
+
+
+def _of_users(pairs: Pairs, users: np.ndarray) -> Pairs:
+    """The pairs of some users, renumbered in the order given."""
+    counts = pairs.counts[users]
+    ends = np.cumsum(counts)
+    starts = np.repeat(pairs.offsets[users] - (ends - counts), counts)
+    keep = np.arange(counts.sum()) + starts
+
+    def take(values):
+        return None if values is None else values[keep]
+
+    return Pairs(
+        chosen=pairs.chosen[keep],
+        rejected=take(pairs.rejected),
+        user=np.repeat(np.arange(len(users)), counts).astype(np.int32),
+        sample_weight=take(pairs.sample_weight),
+        label=take(pairs.label),
+        offsets=np.concatenate([[0], ends]).astype(np.int32),
+    )
+
+
+def _renumbered(pairs: Pairs, rows: np.ndarray, num_rows: int) -> Pairs:
+    """The same pairs over the given rows alone."""
+    place = np.zeros(num_rows, np.int32)
+    place[rows] = np.arange(len(rows), dtype=np.int32)
+    rejected = None if pairs.rejected is None else place[pairs.rejected]
+    return pairs._replace(chosen=place[pairs.chosen], rejected=rejected)
+
+
+def _alike(arrays: list[np.ndarray], size: int) -> list[np.ndarray]:
+    """Capacities at least those given, which are the same numbers on every device."""
+    padded = [np.pad(x, (0, size - len(x))) for x in arrays]
+    most = np.max([np.sort(x) for x in padded], axis=0)
+    out = []
+    for values in padded:
+        capacity = np.empty_like(most)
+        capacity[np.argsort(values, kind="stable")] = most
+        out.append(capacity)
+    return out
+
+
+def sum_over_devices(tree: Any) -> Any:
+    """The sums over devices of a tree of arrays, by one all-reduce."""
+    leaves, structure = jax.tree.flatten(tree)
+    joined = jax.lax.psum(jnp.concatenate([x.ravel() for x in leaves]), AXIS)
+    ends = np.cumsum([x.size for x in leaves])[:-1]
+    parts = jnp.split(joined, ends)
+    return structure.unflatten(
+        [part.reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
+    )
+
+
+def on_devices(function, mesh: Mesh, specs: tuple, out_specs: Any):
+    """`function` on every device's part of the arguments whose spec is the axis."""
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False
+    )
+
+
+first = functools.partial(jax.tree.map, lambda x: x[0])

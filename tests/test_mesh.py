@@ -1,0 +1,206 @@
+"""A fit on the devices of a mesh is the fit on one device."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+import lore_jax as lore
+from lore_jax import _mesh
+from lore_jax._pairs.pack import pack
+from lore_jax._train import coordinates, marginal, steps
+from lore_jax.prior import make_atoms
+
+KEY = jax.random.key(0)
+QUICK = lore.Marginal(
+    num_steps=20,
+    search=lore.Search(ridges=(0.1, 0.3), smoothings=(1.0, 4.0), temperings=(0.4,)),
+)
+
+
+def make_mesh(size, kind=AxisType.Auto):
+    return jax.make_mesh(
+        (size,), ("users",), axis_types=(kind,), devices=jax.devices()[:size]
+    )
+
+
+def uneven(num_users=30, seed=0, **fields):
+    """Users with 0 to 60 pairs over one table, and rows that nobody uses."""
+    rng = np.random.default_rng(seed)
+    counts = np.minimum(rng.geometric(0.08, num_users), 60)
+    counts[0] = 0
+    user = np.repeat(np.arange(num_users), counts)
+    table = rng.normal(size=(90, 12)).astype(np.float32)
+    truth = rng.normal(size=(12, 2))
+    p = rng.dirichlet(np.ones(2), num_users)
+    chosen = rng.integers(80, size=len(user))
+    rejected = (chosen + rng.integers(1, 80, size=len(user))) % 80
+    margin = ((table[chosen] - table[rejected]) @ truth * p[user]).sum(1)
+    swap = rng.random(len(user)) > 1 / (1 + np.exp(-2 * margin))
+    chosen, rejected = (
+        np.where(swap, rejected, chosen),
+        np.where(swap, chosen, rejected),
+    )
+    if fields.pop("labels", False):
+        fields["label"] = rng.random(len(user))
+        fields["sample_weight"] = rng.random(len(user)) + 0.1
+    return lore.Preferences.from_pairs(
+        table, chosen, rejected, user, num_users, **fields
+    )
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_fit_is_that_of_one_device(size, labels):
+    prefs = uneven(labels=labels)
+    want = lore.fit(prefs, rank=2, key=KEY, recipe=QUICK)
+    got = lore.fit(prefs, rank=2, key=KEY, recipe=QUICK, mesh=make_mesh(size))
+    chosen = [
+        [row for row in f.history.selection if row["chosen"]] for f in (got, want)
+    ]
+    for new, old in zip(*chosen, strict=True):
+        names = set(new) - {"log_loss", "relative", "judgements", "items"}
+        assert {n: new[n] for n in names} == {n: old[n] for n in names}
+    scale = np.abs(want.model.basis).max()
+    np.testing.assert_allclose(
+        got.model.basis, want.model.basis, rtol=0, atol=1e-5 * scale
+    )
+    np.testing.assert_allclose(got.weights, want.weights, atol=1e-4)
+    np.testing.assert_allclose(got.history.loss, want.history.loss, rtol=1e-5)
+
+
+def test_the_same_mesh_gives_the_same_bits_and_one_device_those_of_none():
+    prefs = uneven()
+    plain = lore.fit(prefs, rank=2, key=KEY, recipe=QUICK)
+    fits = [
+        lore.fit(prefs, rank=2, key=KEY, recipe=QUICK, mesh=make_mesh(size))
+        for size in (4, 4, 1)
+    ]
+    np.testing.assert_array_equal(fits[0].model.basis, fits[1].model.basis)
+    np.testing.assert_allclose(fits[2].model.basis, plain.model.basis, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_axes_of_both_types_and_auto_rank(kind):
+    recipe = lore.Marginal(
+        num_steps=4,
+        num_starts=1,
+        search=lore.Search(
+            ridges=(0.1,), smoothings=(1.0,), temperings=(0.4,), ranks=(1, 2)
+        ),
+    )
+    settings = dict(rank="auto", key=KEY, recipe=recipe)
+    want = lore.fit(uneven(), **settings)
+    got = lore.fit(uneven(), **settings, mesh=make_mesh(4, kind))
+    assert got.model.rank == want.model.rank
+    scale = np.abs(want.model.basis).max()
+    np.testing.assert_allclose(
+        got.model.basis, want.model.basis, rtol=0, atol=1e-5 * scale
+    )
+
+
+def test_a_fit_goes_on_with_another_number_of_devices():
+    prefs, records = uneven(), []
+    settings = dict(rank=2, key=KEY, recipe=QUICK)
+    want = lore.fit(prefs, **settings, mesh=make_mesh(4), on_progress=records.append)
+    half = records[len(records) // 2]
+    scale = np.abs(want.model.basis).max()
+    for mesh in (make_mesh(4), make_mesh(2), None):
+        got = lore.fit(prefs, **settings, mesh=mesh, resume=half)
+        np.testing.assert_allclose(
+            got.model.basis, want.model.basis, rtol=0, atol=1e-5 * scale
+        )
+    again = lore.fit(prefs, **settings, mesh=make_mesh(4), resume=half)
+    np.testing.assert_array_equal(again.model.basis, want.model.basis)
+
+
+def test_what_cannot_be_trained_on_a_mesh_is_refused():
+    prefs, mesh = uneven(), make_mesh(2)
+    with pytest.raises(TypeError, match=r"mesh must be a jax\.sharding\.Mesh"):
+        lore.fit(prefs, rank=2, key=KEY, mesh=2)
+    wrong = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    with pytest.raises(ValueError, match=r"the one axis 'users', got \('data',\)"):
+        lore.fit(prefs, rank=2, key=KEY, mesh=wrong)
+    source = prefs.replace(features=lore.ArraySource(prefs.features))
+    with pytest.raises(ValueError, match="mesh needs a table in memory"):
+        lore.fit(source, rank=2, key=KEY, mesh=mesh)
+    with pytest.raises(ValueError, match="mesh trains Marginal"):
+        lore.fit(prefs, rank=2, key=KEY, mesh=mesh, recipe=lore.PublishedJoint())
+
+
+def program(prefs, rank, size, num_steps=3):
+    """The compiled steps on a mesh, and what they get."""
+    mesh = _mesh.check_mesh(make_mesh(size))
+    pairs = pack(prefs)
+    partition = _mesh.Partition(mesh, pairs, prefs.features.shape[0])
+    atoms = make_atoms(KEY, rank, 16)
+    made = coordinates.make_coordinates(
+        coordinates.measure(prefs), 1.0, jnp.float32, prefs.num_features
+    )
+    base = jnp.full(len(atoms), 1 / len(atoms))
+    table = partition.table(prefs.features)
+    problem = marginal.make_mesh_problem(table, pairs, atoms, base, made, partition)
+    optimiser = marginal.make_optimiser(0.1, 10)
+    numbers = marginal.Settings(*map(jnp.float32, (0.1, 0.3, 1.0, 1.0, 5.0)))
+    inputs = marginal.MarginalInputs(problem, numbers)
+    state = marginal.init(KEY, problem, 0.1, optimiser)
+    parts = marginal.make_steps(optimiser)
+    lowered = steps.run_on_mesh.lower(
+        state, inputs, steps=parts, num_steps=num_steps, mesh=mesh
+    )
+    return lowered.compile().as_text(), len(atoms)
+
+
+def test_a_step_costs_one_all_reduce():
+    prefs = uneven(200)
+    rank = 3
+    text, num_atoms = program(prefs, rank, 4)
+    found = re.findall(r"= f32\[(\d+)\]\S* all-reduce\(", text)
+    assert len(found) == 1, found
+    assert 4 * int(found[0]) <= 4 * (12 * rank + num_atoms) + 64
+    for word in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert word not in text
+
+
+def test_parts_hold_their_own_rows_and_users_balanced():
+    prefs = uneven(200)
+    mesh = _mesh.check_mesh(make_mesh(4))
+    pairs = pack(prefs)
+    partition = _mesh.Partition(mesh, pairs, 90)
+    parts = partition.pairs(pairs)
+    loads = [len(part.chosen) for part in parts]
+    assert sum(loads) == prefs.num_pairs
+    assert max(loads) - min(loads) <= 60
+    users = np.concatenate([part.users for part in partition.parts])
+    assert sorted(users) == list(range(200))
+    for part, mine in zip(partition.parts, parts):
+        used = np.union1d(part.rows[mine.chosen], part.rows[mine.rejected])
+        np.testing.assert_array_equal(part.rows, used)
+    table = partition.table(prefs.features)
+    assert table.shape == (4, partition.num_local, 12)
+    for part, rows in zip(partition.parts, np.asarray(table)):
+        np.testing.assert_array_equal(rows[: len(part.rows)], prefs.features[part.rows])
+
+
+def test_splits_have_the_shapes_of_the_whole():
+    prefs = uneven(60)
+    mesh = _mesh.check_mesh(make_mesh(4))
+    pairs = pack(prefs)
+    partition = _mesh.Partition(mesh, pairs, 90)
+    half = lore.take_pairs(
+        prefs, np.random.default_rng(0).random(len(pairs.user)) < 0.5
+    )
+    atoms = make_atoms(KEY, 2, 8)
+    base = jnp.full(len(atoms), 1 / len(atoms))
+    made = coordinates.make_coordinates(
+        coordinates.measure(prefs), 1.0, jnp.float32, 12
+    )
+    table = partition.table(prefs.features)
+    whole, part = (
+        marginal.make_mesh_problem(table, x, atoms, base, made, partition)
+        for x in (pairs, pack(half))
+    )
+    assert jax.tree.map(jnp.shape, whole) == jax.tree.map(jnp.shape, part)
