@@ -154,7 +154,12 @@ class Adapted(NamedTuple):
       loss: float[U], mean Bradley–Terry loss over the user's pairs; NaN without any.
       gap: float[U], certified bound on the distance to the optimum of what the
         method minimises.
-      converged: bool[U], gap within the tolerance of `adapt_users`' `Solution`.
+      converged: bool[U], gap within the tolerance. With R = max |z| over the user's
+        pairs, divided by T, and Σ barrier of what the method minimises (0 for maximum
+        likelihood, whose weights sum to 1), it is 1e-5 (R Σ weight + Σ barrier) where
+        R ≤ 84, and max(9e-4 (f + Σ barrier), 1e-6 Σ weight) above, f the data term
+        Σ weight · loss. Users whom float32 cannot certify are solved in float64 on the
+        CPU. At R = 1e7 float32 weights may be too coarse for the optimum.
       num_steps: int32[U].
       user_ids: str[U] or int[U], or None.
       std: float[U, K], posterior standard deviation of each weight, or None where

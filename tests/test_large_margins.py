@@ -222,7 +222,7 @@ def test_rounding_up_or_down_is_chosen_by_the_objective():
     plain = oracle.objective(z, weight, one, none, nearest)
     best = oracle.objective(z, weight, one, none, stored.weights)
     assert (best <= plain + 1e-9).all()
-    assert (best - exact.value).sum() < 0.3 * (plain - exact.value).sum()
+    assert (best - exact.value).sum() < 0.5 * (plain - exact.value).sum()
     np.testing.assert_allclose(stored.value, best, rtol=1e-6)
     np.testing.assert_array_equal(stored.weights, stored.weights.astype(np.float32))
     assert (best - exact.value <= stored.gap + 1e-9).all()

@@ -92,6 +92,7 @@ CALLS = {
             (lore.score_rows, dict(user=[0], rows=[1])),
             (lore.top_k, dict(user=[0], k=1)),
             (lore.best_of_n, dict(user=[0], candidates=[[1, 2]])),
+            (lore.jury, dict(candidates=[[1, 2]])),
         )
     },
     "bradley_terry_loss": (loss, dict(basis=BASIS, logits=LOGITS, prefs=PREFS)),
@@ -102,6 +103,10 @@ CALLS = {
     "adapt_published": (adapt_published, dict(basis=BASIS, prefs=PREFS, init=LOGITS)),
     "adapt_users": (
         lore.adapt_users,
+        dict(z=Z, sample_weight=ONES, prior=PRIOR, label=ONES),
+    ),
+    "marginal_loss": (
+        lore.losses.marginal_loss,
         dict(z=Z, sample_weight=ONES, prior=PRIOR, label=ONES),
     ),
     "maximum_likelihood": (
@@ -116,6 +121,7 @@ CALLS = {
         of_model(lore.posterior),
         dict(basis=BASIS, prior=PRIOR, prefs=PREFS),
     ),
+    "compare": (of_model(lore.compare), dict(basis=BASIS, prior=PRIOR, prefs=PREFS)),
     "predict_proba": (
         of_model(lore.predict_proba),
         dict(basis=BASIS, prior=PRIOR, prefs=PREFS, new_pairs=PREFS),
@@ -153,6 +159,7 @@ CALLS = {
 }
 HOST = {
     *("adapt", "adapt_published", "posterior", "predict_proba", "score_pairs"),
+    "compare",
     *("init", "update", "merge", "weights", "fit", "fit_prior"),
 }
 # What a message says of an argument that it calls by another name.
@@ -398,7 +405,7 @@ class Unreadable:
         (
             lambda: lore.adapt_users(Z, ONES[:, :2], PRIOR),
             ValueError,
-            r"weight must be float\[U, P\] with U=2, P=3 like z, got shape \(2, 2\)",
+            r"sample_weight must be float\[U, P\] with U=2, P=3 like z, got shape \(2, 2\)",
         ),
         (
             lambda: lore.adapt_users(Z, ONES, PRIOR, label=ONES[0]),
@@ -413,7 +420,7 @@ class Unreadable:
         (
             lambda: lore.adapt_users(Z, -ONES, PRIOR),
             ValueError,
-            r"weight must be in \[0, inf\]; weight\[0, 0\] is -1",
+            r"sample_weight must be in \[0, inf\]; sample_weight\[0, 0\] is -1",
         ),
         (
             lambda: lore.best_pairs(np.array([1, np.nan, 2, 3]), PREFS),

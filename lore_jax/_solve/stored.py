@@ -8,7 +8,7 @@ from lore_jax import _equations
 from lore_jax._solve.interior_point import within_tolerance
 from lore_jax._solve.simplex import Solution
 
-WAYS = 32  # of rounding that are tried; to the nearest moves margins by eps R / 2
+WAYS = 32  # of rounding; with one, 11 % of collinear users at R = 1e7 fail, not 2 %
 
 
 def store_as(dtype, solution, z, weight, label=None, barrier=None):

@@ -13,7 +13,7 @@ _INTERRUPTED = 130
 _log = logging.getLogger("lore_jax")
 
 
-def main(argv: Sequence[str] | _log.warning(_one_line(text)) = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line.
 
     Args:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | _log.warning(_one_line(text)) = None) -> int:
         return _fail(f"{need} ({error})")
     arguments = sys.argv[1:] if argv is None else list(argv)
     with warnings.catch_warnings():
-        warnings.showwarning = lambda text, *_, **__: None
+        warnings.showwarning = lambda text, *_, **__: _log.warning(_one_line(text))
         try:
             return app(arguments, prog_name="lore", standalone_mode=False) or 0
         except (ValueError, TypeError, OSError, ImportError) as error:
