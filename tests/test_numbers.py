@@ -405,7 +405,8 @@ class Unreadable:
         (
             lambda: lore.adapt_users(Z, ONES[:, :2], PRIOR),
             ValueError,
-            r"sample_weight must be float\[U, P\] with U=2, P=3 like z, got shape \(2, 2\)",
+            r"sample_weight must be float\[U, P\] with U=2, P=3 like z, got shape "
+            r"\(2, 2\)",
         ),
         (
             lambda: lore.adapt_users(Z, ONES, PRIOR, label=ONES[0]),
