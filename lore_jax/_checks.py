@@ -346,6 +346,7 @@ def where(reference, values: Any) -> Any:
     def place(value):
         if value is None or is_traced(value):
             return value
-        return jnp.asarray(value) if on_device else np.asarray(value)
+        # `jnp.asarray` would compile a program for every shape.
+        return jax.device_put(value) if on_device else np.asarray(value)
 
     return jax.tree.map(place, values)

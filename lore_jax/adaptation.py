@@ -268,6 +268,8 @@ def _posterior(
     if not std:
         return solution
     arrays = z, weight, label, solution.weights, prior
+    if stored is not None:  # As `posterior` computes it.
+        arrays = jax.tree.map(lambda x: x.astype(stored), arrays)
     moments = moments_of(*arrays, unit_weights=unit_weights)
     return *solution, standard_deviation(moments)
 

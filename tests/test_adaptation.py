@@ -414,7 +414,7 @@ def test_batches_of_any_size_share_a_few_programs(compilations):
             prefs = lore.Preferences.from_pairs(
                 place(rows), chosen, chosen + 1, np.repeat(np.arange(users), 10)
             )
-            out = lore.adapt(model, prefs)
+            out = jax.device_get(lore.adapt(model, prefs))
             assert out.converged.all()
             first = out.weights[0] if first is None else first
             np.testing.assert_allclose(out.weights[0], first, atol=1e-4)

@@ -23,7 +23,10 @@ from experiments.recipes import (  # noqa: E402
 )
 from lore_jax import hf  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 ROOT = Path(__file__).parent.parent
 D, K = 16, 3
 RECIPES = sorted((ROOT / "experiments" / "recipes").glob("*.py"))

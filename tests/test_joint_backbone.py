@@ -8,6 +8,8 @@ from flax import nnx
 import lore_jax as lore
 from experiments import joint_backbone as joint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _flax_broadcasts():

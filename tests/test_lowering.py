@@ -20,6 +20,9 @@ MODULES = [
 ]
 
 
+OF_A_MESH = {"run_on_mesh"}  # The step of `run` on devices that are there: test_mesh.
+
+
 def is_compiled(value):
     return hasattr(value, "lower") and hasattr(value, "trace")
 
@@ -28,7 +31,9 @@ ENTRY_POINTS = {
     f"{module.__name__.removeprefix('lore_jax.')}.{name}": value
     for module in MODULES
     for name, value in vars(module).items()
-    if is_compiled(value) and value.__module__ == module.__name__
+    if is_compiled(value)
+    and value.__module__ == module.__name__
+    and name not in OF_A_MESH
 }
 
 
@@ -101,6 +106,7 @@ def use_everything(make_preferences, patch):
     state = lore.streaming.init(model, num_users=prefs.num_users)
     lore.streaming.weights(lore.streaming.update(model, state, prefs))
     lore.score_pairs(model, prefs, prefs)
+    lore.compare(model, prefs)
     sizes = _backend.ACCELERATOR._replace(gather_pairs=40)
     patch.setattr(pack, "tuning", lambda *_: sizes)
     lore.adapt(model, on_device)

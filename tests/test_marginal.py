@@ -62,8 +62,10 @@ def slopes_of(proj, prefs):
     state = state.replace(log_weights=jnp.asarray(log_weights, jnp.float32))
     steps = marginal.make_steps(optimiser)
     inputs = marginal.MarginalInputs(problem, settings)
-    slopes, (value, log_weights_after) = steps.slopes(jnp.asarray(proj), state, inputs)
-    return (slopes, value, np.exp(log_weights_after)), atoms, log_weights
+    slopes, (value, share) = steps.slopes(jnp.asarray(proj), state, inputs)
+    # As `update` does it, with one user's worth of the base.
+    share = (share + base) / (problem.num_users + 1)
+    return (slopes, value, share), atoms, log_weights
 
 
 @pytest.mark.parametrize("sizes", [(9, 40), (30, 60), (3, 300)])
@@ -144,7 +146,7 @@ def test_a_bucket_is_one_that_pays(capacity, lengths):
 def test_every_pair_is_laid_out_once(make_preferences):
     prefs = make_preferences(50, 600)
     pairs = pack.pack(prefs)
-    made, counts = pack.make_buckets(pairs, 10, jnp.float32, pairs.counts)
+    made, counts, _ = pack.make_buckets(pairs, 10, jnp.float32, pairs.counts)
     rows = []
     for bucket, count in zip(made, counts, strict=True):
         real = np.asarray(bucket.weight) > 0

@@ -1,6 +1,6 @@
 """Adaptation of whatever is legal: random problems of every scale, type and size.
 
-`PROPERTY_EXAMPLES` says how many of each, 12 by default; with more than 100, K is any
+`PROPERTY_EXAMPLES` says how many of each, 6 by default; with more than 100, K is any
 number up to 64 instead of a few, which share programs.
 """
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import lore_jax as lore
 from lore_jax._solve import simplex
 
-EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "6"))
 RANKS = st.integers(1, 64) if EXAMPLES > 100 else st.sampled_from([1, 3, 64])
 ALPHA = 0.4
 METHODS = {

@@ -97,6 +97,7 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize(
     "path", [p for p in (README, *DOCS) if "```python" in read(p)], ids=name
 )
+@pytest.mark.slow
 def test_python_blocks_run_in_order(path, tmp_path):
     """In a process of their own; the README's as users compile them."""
     script = ""

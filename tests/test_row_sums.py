@@ -54,7 +54,13 @@ def test_splits_have_the_shapes_of_the_whole():
 @pytest.mark.parametrize(
     "recipe",
     [
-        lore.Marginal(num_steps=6, num_starts=1),
+        lore.Marginal(
+            num_steps=6,
+            num_starts=1,
+            search=lore.Search(
+                ridges=(0.1,), smoothings=(1.0,), temperings=(0.4,), decays=(0.0,)
+            ),
+        ),
         lore.PublishedJoint(num_steps=6, prior=None, temperature=1.0),
         lore.PublishedAlternating(num_steps=6, prior=None, temperature=1.0),
     ],

@@ -193,6 +193,7 @@ def test_requests_compile_nothing(client, compilations):
     assert compilations.count == before
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_survives_a_kill_under_load(start, tmp_path):
     """Pairs are sent by 8 clients until the process is gone."""
     service = start()
@@ -223,6 +224,7 @@ def test_what_was_acknowledged_survives_a_kill_under_load(start, tmp_path):
         assert service.call("GET", path(f"user {number}", "best"))[0] == 200
 
 
+@pytest.mark.slow
 def test_32_clients_at_a_time(start, record_property, tmp_path):
     """Each observes, scores and asks for the best; the times are only reported."""
     service = start()

@@ -188,18 +188,23 @@ def certificate(problem, radius, p, q, r):
 
 
 def certify_large(problem, radius, large, point, gap, tol):
-    """(gap, tol), where ``large`` those of `certificate` at point = (p, q, 1 − q).
+    """Gap, what to stop at, and what is enough: where ``large`` as `certificate` says.
 
-    The branch saves the time where no margins are large, and keeps XLA from fusing it
-    into what computes the gap, which would round otherwise.
+    Elsewhere they are gap, tol and −1. point is (p, q, 1 − q). The branch saves time
+    where no margins are large, and keeps XLA from fusing it into what computes the gap,
+    which would round otherwise.
     """
 
     def some():
         other, most = certificate(problem, radius, *point)
-        most = jnp.minimum(tol, most / 2)  # for the rounding of p
-        return jnp.where(large, other, gap), jnp.where(large, most, tol)
+        most = most / 2  # for the rounding of p
+        return (
+            jnp.where(large, other, gap),
+            jnp.where(large, jnp.minimum(tol, most), tol),
+            jnp.where(large, most, -1),
+        )
 
-    return lax.cond(jnp.any(large), some, lambda: (gap, tol))
+    return lax.cond(jnp.any(large), some, lambda: (gap, tol, 0 * gap - 1))
 
 
 def least_gap(problem, radius, value):
@@ -451,8 +456,9 @@ def with_pair_duals(problem, radius, p, tol, twice, active, num_steps, large):
         new_p = new_p / jnp.sum(new_p, 0)
         step_moves = ((s, ds), (q, dq), (r, -dq), (lo, d_lo), (hi, d_hi))
         moved = [x + size * dx for x, dx in step_moves]
-        new_gap, most = certify(new_p, moved[1], moved[2])
-        ok = active & jnp.isfinite(new_gap)
+        new_gap, most, enough = certify(new_p, moved[1], moved[2])
+        # Near the rounding of z the path may lead away again.
+        ok = active & jnp.isfinite(new_gap) & ((new_gap < gap) | (gap > enough))
         passed = (new_gap <= most) & (~twice | (gap <= most) | (new_gap <= FAR * most))
         old = p, s, q, r, lo, hi, gap
         new = new_p, *moved, new_gap

@@ -119,7 +119,7 @@ def _solve(solvers, z, weight, label, barrier, start, patience):
     if PAIR_DUALS in solvers:
         if PRIMAL_DUAL in solvers:
             q = jax.nn.sigmoid(-interior_point.margins(z, p))
-            gap, most = interior_point.certify_large(
+            gap, most, _ = interior_point.certify_large(
                 problem, radius, large, (p, q, 1 - q), gap, tol
             )
             hard = has_pairs & ~(gap <= most) & ~left
@@ -141,7 +141,7 @@ def _solve(solvers, z, weight, label, barrier, start, patience):
             problem, face, interior_point.gradient(problem, q)
         )
         if pair_duals is not None:
-            face_gap, _ = interior_point.certify_large(
+            face_gap, _, _ = interior_point.certify_large(
                 problem, radius, large, (face, *pair_duals), face_gap, tol
             )
         p = jnp.where(face_gap <= gap, face, p)
@@ -151,18 +151,24 @@ def _solve(solvers, z, weight, label, barrier, start, patience):
     m = interior_point.margins(z, p)
     loss = jax.nn.softplus(-m) if label is None else jax.nn.softplus(m) - label * m
     value = interior_point.fold(jnp.add, weight * loss)
-    pull = 0 if barrier is None else jnp.sum(barrier, 0)
-    if pair_duals is None:  # Otherwise `certificate` has seen to this.
-        # The slope of softplus is at most softplus itself.
-        share = jnp.minimum(value, total) if label is None else total
-        parts = share / scale, pull / scale
-        above = gap + interior_point.rounding(problem, radius, *parts)
-        if barrier is None:
-            far = interior_point.least_gap(problem, radius, value / scale)
-            above = jnp.minimum(above, far)
-        gap = jnp.where(large, above, gap)
-    most = interior_point.largest_gap(value, pull, total)
-    converged = jnp.where(large, gap * scale <= most, gap <= bound)
+    pull = jnp.zeros_like(total) if barrier is None else jnp.sum(barrier, 0)
+
+    def judge_large():
+        above = gap
+        if pair_duals is None:  # Otherwise `certificate` has seen to this.
+            # The slope of softplus is at most softplus itself.
+            share = jnp.minimum(value, total) if label is None else total
+            parts = share / scale, pull / scale
+            above = gap + interior_point.rounding(problem, radius, *parts)
+            if barrier is None:
+                far = interior_point.least_gap(problem, radius, value / scale)
+                above = jnp.minimum(above, far)
+        above = jnp.where(large, above, gap)
+        most = interior_point.largest_gap(value, pull, total)
+        return above, jnp.where(large, above * scale <= most, above <= bound)
+
+    # In a branch, because XLA would compute the value once for each of its readers.
+    gap, converged = lax.cond(jnp.any(large), judge_large, lambda: (gap, gap <= bound))
     return Solution(p, value, gap * scale, converged, steps), left
 
 
