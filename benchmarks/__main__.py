@@ -17,6 +17,7 @@ _RATIOS = {
     "ratio_to_read": "{:.2f}× one read of the features",
     "ratio_over_adam": "{:.1f}× as fast as 500 Adam steps",
     "ratio_to_even": "{:.2f}× an even population",
+    "ratio_to_small": "{:.2f}× the small store",
     "temp_over_features": "temporaries {:.3f}× the features",
     "program_over_features": "{:.2f}× the features in all",
     "peak_over_features": "peak {:.2f}× the features",

@@ -10,6 +10,7 @@
 - uneven: most users with 3 pairs, some with 3,000, over an even population of as many
   users and pairs.
 - serving: one user, and the programs that batches of 1 … 10,000 users compile.
+- store: a user more, 3 pairs more and three users read, of 1,000,000 over of 1,000.
 
 The kernels are `lore_jax._solve.simplex` and `lore_jax._posterior.table`, internals:
 there is no public step below `adapt_users`.
@@ -252,6 +253,31 @@ def serving(width, rank, seconds, largest=10_000):
         )
 
 
+def store(sizes, rank, seconds):
+    """Adding a user and observing 3 pairs in a `UserStore`, small and large."""
+    model = lore.RewardModel(np.eye(rank, dtype=np.float32), make_prior(rank))
+    table = np.random.default_rng(0).standard_normal((64, rank), np.float32)
+    stores, calls = {}, {}
+    for size in sizes:
+        stores[size] = lore.UserStore(model)
+        stores[size].add([f"u{i}" for i in range(size)])
+    names = (f"new{i}" for i in itertools.count())
+    pairs = lore.Preferences.from_pairs(table, [0, 1, 2], [3, 4, 5], ["u7"] * 3)
+    for size, one in stores.items():
+        calls[f"add {size}"] = lambda one=one: one.add([next(names)])
+        calls[f"observe {size}"] = lambda one=one: one.observe(pairs)
+        calls[f"read {size}"] = lambda one=one: one.weights(["u1", "u2", "u7"])
+    result = measure.interleave(calls, repeats=50, seconds=seconds)
+    for what in ("add", "observe", "read"):
+        small = result[f"{what} {sizes[0]}"]["median_s"]
+        for size in sizes:
+            row = result[f"{what} {size}"]
+            ratio = row["median_s"] / small
+            yield dict(
+                case=f"store {what}", U=size, K=rank, **row, ratio_to_small=ratio
+            )
+
+
 def eager_torch(num_users, num_pairs, width, rank):
     """The published adaptation, eager PyTorch: a Python loop over users.
 
@@ -288,11 +314,13 @@ def cases(size: str, torch: bool = False):
         yield from projected(40, 4, 3, 0.0, ("default", "ml"), ("adapt",))
         yield from uneven(50, 3, 0.0, longest=30)
         yield from serving(16, 3, 0.0, largest=8)
+        yield from store((20, 200), 3, 0.0)
     elif size == "quick":  # compiling, about 5 s a program, is most of its time
         yield from raw(2000, 10, 4096, 5, 3.0)
         yield from projected(100_000, 10, 5, 3.0, ("default", "ml"), ("adapt",))
         yield from projected(8_192, 10, 20, 3.0, ("default", "ml"), ("adapt",))
         yield from uneven(5_000, 5, 2.0)
+        yield from store((1_000, 1_000_000), 5, 1.0)
         if not tuning().branches:  # sizes that an accelerator is for
             yield from raw(40_000, 10, 4096, 5, 3.0)
             yield from projected(1_000_000, 10, 5, 3.0, ("default", "ml"))
@@ -303,6 +331,7 @@ def cases(size: str, torch: bool = False):
             yield from projected(users, 10, rank, 30.0)
         yield from uneven(200_000, 5, 20.0)
         yield from serving(4096, 5, 5.0)
+        yield from store((1_000, 1_000_000), 5, 5.0)
     if torch:
         yield from eager_torch(4 if size == "tiny" else 20, 10, 4096, 5)
 

@@ -52,7 +52,8 @@ def best_of_n(
             f"user must be [Q] with Q={len(proj)} like candidates, got {len(user)}"
         )
     mine = jnp.take(jnp.asarray(weights), user, axis=0, mode="clip")
-    return _first_best(_equations.mix(proj, mine[:, None]))
+    found = _first_best(_equations.mix(proj, mine[:, None]))
+    return _checks.where(candidates if features is None else features, found)
 
 
 @public()
@@ -132,7 +133,9 @@ def jury(
         return _RULES[rule](jnp.matmul(weights, proj.T, precision=EXACT))
 
     size = max(1, _CELLS // (len(weights) * proj.shape[1]))
-    return _first_best(lax.map(value, proj, batch_size=min(size, max(1, len(proj)))))
+    scores = lax.map(value, proj, batch_size=min(size, max(1, len(proj))))
+    reference = candidates if features is None else features
+    return _checks.where(reference, _first_best(scores))
 
 
 def _first_best(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
