@@ -1,8 +1,7 @@
 """Validation of public inputs: every refusal names the argument and the place.
 
 Host checks (`host_*`) run once when data are built; trace checks (`check_*`) run
-while tracing and cost nothing once compiled. This is the only module that imports
-chex.
+while tracing and cost nothing once compiled.
 """
 
 import contextlib
@@ -11,7 +10,6 @@ import sys
 import warnings
 from typing import Any
 
-import chex
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -113,13 +111,11 @@ def check_basis(basis, num_features: int | None = None, name: str = "basis") -> 
 
 def check_weights(weights, num_users: int, rank: int, name: str = "weights") -> None:
     """Raises `ValueError` unless `weights` is float[U, K]."""
-    chex.assert_shape(
-        weights if hasattr(weights, "shape") else np.asarray(weights),
-        (num_users, rank),
-        custom_message=f"{name} must be float[U, K] with U={num_users}, K={rank}, "
-        f"got shape {np.shape(weights)}",
-        exception_type=ValueError,
-    )
+    if np.shape(weights) != (num_users, rank):
+        raise ValueError(
+            f"{name} must be float[U, K] with U={num_users}, K={rank}, got shape "
+            f"{np.shape(weights)}"
+        )
 
 
 def check_simplex(weights, name: str = "weights") -> None:

@@ -160,8 +160,6 @@ def test_imports_point_down(path):
 @by_module
 def test_only_the_package_itself_is_imported_from(path):
     allowed = {"jax", "flax", "optax", "numpy", "lore_jax"}
-    if label(path) == "_checks":
-        allowed.add("chex")
     if label(path) == "io.files":
         allowed.add("safetensors")
     if label(path).startswith("hf."):  # Inside functions, for who has them.

@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,4 +204,4 @@ def test_splits_have_the_shapes_of_the_whole():
         marginal.make_mesh_problem(table, x, atoms, base, made, partition)
         for x in (pairs, pack(half))
     )
-    assert jax.tree.map(jnp.shape, whole) == jax.tree.map(jnp.shape, part)
+    chex.assert_trees_all_equal_shapes_and_dtypes(part, whole)

@@ -1,5 +1,6 @@
 """Sums into rows by gathers: equal to a scatter, and no scatter in the program."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +48,7 @@ def test_splits_have_the_shapes_of_the_whole():
     part = row_sums.make_pair_index(
         chosen[half], rejected[half], np.flatnonzero(half), 300, counts
     )
-    assert jax.tree.map(jnp.shape, part) == jax.tree.map(jnp.shape, whole)
+    chex.assert_trees_all_equal_shapes_and_dtypes(part, whole)
 
 
 @pytest.mark.parametrize("kind", ["rows", "differences", "labels and weights"])
