@@ -460,6 +460,7 @@ def few_votes():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.slow
 def test_quickstart_says_and_writes_two_tables(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="needs the extra 'quickstart'")
     monkeypatch.setattr(quickstart, "SHOTS", (0, None))

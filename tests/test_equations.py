@@ -67,6 +67,7 @@ def test_a_table_is_read_in_bfloat16_on_an_accelerator(monkeypatch):
     assert "tensor<64x32xf32>" not in text
 
 
+@pytest.mark.slow
 def test_fits_of_a_bfloat16_table_are_as_good(split, planted):
     rounded = planted.prefs.replace(
         features=jnp.asarray(lore.store_as(planted.prefs, "bfloat16").features)

@@ -872,6 +872,7 @@ def test_reward_bench_texts_only(tmp_path):
 # --- the rest --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_synthetic(tmp_path):
     argv = ["--out", str(tmp_path), "--seeds", "0", "--pairs", "10", "--quick"]
     argv += ["--shots", "0", "3", "--users", "16", "--new-users", "16"]

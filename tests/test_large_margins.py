@@ -131,6 +131,7 @@ def test_60_users_with_margins_of_millions():
     assert (out.loss <= 1.001 * upper + 1e-5).all()
 
 
+@pytest.mark.slow
 def test_the_default_converges_at_every_scale():
     for size in SCALES:
         z = np.concatenate([margins(kind, 3, size) for kind in KINDS[:4]])
@@ -158,6 +159,7 @@ def test_only_what_float32_leaves_goes_to_float64(compilations):
 
 
 @pytest.mark.parametrize("rank", [2, 5, 20])
+@pytest.mark.slow
 def test_a_pure_solver_says_where_float32_cannot_tell(rank):
     solve = jax.jit(simplex.maximum_likelihood)
     for size in (1e2, 1e4, 1e6, 1e7):
@@ -170,6 +172,7 @@ def test_a_pure_solver_says_where_float32_cannot_tell(rank):
         assert np.isfinite(out.value).all()
 
 
+@pytest.mark.slow
 def test_a_gap_bounds_the_distance_to_the_optimum():
     """Also of users who have not converged."""
     for size in (1e3, 1e5, 1e7):

@@ -54,7 +54,7 @@ def uneven(num_users=30, seed=0, **fields):
 
 
 @pytest.mark.parametrize("labels", [False, True])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_fit_is_that_of_one_device(size, labels):
     prefs = uneven(labels=labels)
     want = lore.fit(prefs, rank=2, key=KEY, recipe=QUICK)
@@ -84,7 +84,10 @@ def test_the_same_mesh_gives_the_same_bits_and_one_device_those_of_none():
     np.testing.assert_allclose(fits[2].model.basis, plain.model.basis, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit],
+)
 def test_axes_of_both_types_and_auto_rank(kind):
     recipe = lore.Marginal(
         num_steps=4,

@@ -22,6 +22,7 @@ def alike():
     return choices(25), choices(200)
 
 
+@pytest.mark.slow
 def test_five_directions_lose_nothing_to_one(alike):
     """Within 0.3 points of global Bradley-Terry, its ridge chosen the same way."""
     pairs, new = alike

@@ -2,8 +2,10 @@
 
 import numpy as np
 import planted_oracle as oracle
+import pytest
 
 
+@pytest.mark.slow
 def test_adapt_is_close_to_the_exact_posterior():
     few = dict(temperings=(0.0, 0.4), concentrations=(3.0, np.inf))
     few["variance_scales"] = (0.0,)

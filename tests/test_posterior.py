@@ -60,7 +60,9 @@ def random_pairs(rng, rank, **fields):
     return lore.Preferences.from_pairs(rows, chosen, None, user, 6, **fields)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 5, 20, 50])
+@pytest.mark.parametrize(
+    "rank", [1, 2, 5, *(pytest.param(k, marks=pytest.mark.slow) for k in (20, 50))]
+)
 def test_deviations_are_at_most_a_half_and_the_priors_without_pairs(rank):
     """Over all κ, δ and γ, weights, labels, extreme margins and degenerate priors."""
     rng = np.random.default_rng(rank)

@@ -161,6 +161,7 @@ def test_what_adapt_says_is_true(name, case):
 @pytest.mark.parametrize("name", ["default", "ml", "map"])
 @SETTINGS
 @hypothesis.given(case=problems(), seed=st.integers(0, 99))
+@pytest.mark.slow
 def test_orders_do_not_matter(name, case, seed):
     """Of pairs, of directions, and pairs of weight 0 beside the others."""
     rank = case["z"].shape[1]

@@ -67,6 +67,7 @@ def test_splits_have_the_shapes_of_the_whole():
     ],
     ids=lambda recipe: type(recipe).__name__,
 )
+@pytest.mark.slow
 def test_fits_are_those_with_scatters(make_preferences, monkeypatch, recipe, kind):
     prefs = make_preferences(12, 200, num_rows=60)
     if kind == "differences":
