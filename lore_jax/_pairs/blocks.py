@@ -33,8 +33,12 @@ def visit_rows(features, visit: Callable[[int, np.ndarray], None]) -> None:
 
 
 def _visit_pieces(features, visit) -> None:
-    """`visit(slice of rows, float[R, D])` with R one of two sizes, padded with 0."""
+    """`visit(slice of rows, float[R, D])` with R one of two sizes, padded with 0.
+
+    What NumPy multiplies needs no fixed size, and no copy for the padding.
+    """
     large, small = _ROWS
+    padded = not _by_numpy(features)
 
     def block_of(first, block):
         start = 0
@@ -42,7 +46,7 @@ def _visit_pieces(features, visit) -> None:
             size = large if len(block) - start > large // 4 else small
             rows = np.asarray(block[start : start + size])
             place = slice(first + start, first + start + len(rows))
-            if len(rows) < size:
+            if padded and len(rows) < size:
                 filler = np.zeros((size - len(rows), rows.shape[1]), rows.dtype)
                 rows = np.concatenate([rows, filler])
             visit(place, rows)
