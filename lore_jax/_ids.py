@@ -310,36 +310,74 @@ def match_weights(weights: Any, names: np.ndarray | None, user_ids: Any = None) 
             "prefs names its users and weights is a plain array: pass what adapt or "
             "fit returned, or user_ids, the names of the rows of weights"
         )
-    if own is None or names is None:
-        named, plain = ("prefs", "weights")[:: 1 if own is None else -1]
+    sizes = len(own) if own is not None else np.shape(array)[0]
+    if own is None or names is None or not np.array_equal(own, names):
+        return array[match_users(names, own, sizes, sizes, "prefs", "weights")]
+    return array
+
+
+def match_users(
+    names: np.ndarray | None,
+    known: np.ndarray | None,
+    num_users: int,
+    num_known: int,
+    name: str,
+    of: str,
+) -> np.ndarray:
+    """int[U'], where users stand among known ones: by name, or by number without names.
+
+    Args:
+      names: of the users, or None.
+      known: names of the known users, or None.
+      num_users: U'.
+      num_known: U, which U' must be where neither side has names.
+      name: of the argument that has the users.
+      of: of what has the known ones.
+
+    Raises:
+      ValueError: a user is not known, only one side has names, or neither has and the
+        numbers differ.
+    """
+    if (names is None) != (known is None):
+        named, plain = (name, of)[:: 1 if known is None else -1]
         raise ValueError(
             f"{named} names its users and {plain} does not: users are never matched "
             "by position where one side has names"
         )
-    if len(own) == len(names) and np.array_equal(own, names):
-        return array
-    place = look_up(np.asarray(names), np.asarray(own), "user_ids of prefs", "weights")
-    return array[place]
+    if names is not None and known is not None:
+        return look_up(np.asarray(names), np.asarray(known), f"user_ids of {name}", of)
+    if num_users != num_known:
+        raise ValueError(
+            f"{name} must hold the users of {of}: {num_users} and {num_known} users, "
+            "and neither has names"
+        )
+    return np.arange(num_users)
 
 
-def queried(user: Any, names: np.ndarray | None, num_users: int) -> Any:
-    """int32[Q] from rows of weights, or from names where the weights have names."""
+def queried(
+    user: Any,
+    names: np.ndarray | None,
+    num_users: int,
+    name: str = "user",
+    of: str = "weights",
+) -> Any:
+    """int32[Q] numbers of users, from numbers or from names where `of` has names."""
     if _checks.is_traced(user):
         if names is None:
-            return _traced_numbers(user, "user")
+            return _traced_numbers(user, name)
         raise TypeError(
-            "user is traced and the users of weights have names: pass the array "
-            "weights, or names outside of jit, grad and vmap"
+            f"{name} is traced and the users of {of} have names: pass {of} without "
+            "names, or names outside of jit, grad and vmap"
         )
-    array = column(user, "user")
+    array = column(user, name)
     if names is not None:
-        array = look_up(array, np.asarray(names), "user", "the users of weights")
+        array = look_up(array, np.asarray(names), name, f"the users of {of}")
     elif array.dtype.kind == "U" and array.size:
         raise TypeError(
-            "user holds names, so weights must be what adapt or fit returned for named "
-            "users"
+            f"{name} holds names, so {of} must name its users, as what adapt or fit "
+            "returned for named users does"
         )
-    return _checks.host_indices(array, num_users, "user", f"U is {num_users}")
+    return _checks.host_indices(array, num_users, name, f"U is {num_users}")
 
 
 def row_numbers(rows: Any, num_rows: int, name: str = "rows") -> Any:

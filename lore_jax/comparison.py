@@ -179,25 +179,17 @@ def compare(
             f"prior_probability must be in (0, 1), got {prior_probability!r}"
         )
     if users is not None:
-        prefs = take_users(prefs, _numbers(users, prefs))
+        names, size = prefs.user_ids, prefs.num_users
+        users = _ids.queried(users, names, size, "users", "prefs")
+        prefs = take_users(prefs, users)
     found = checked_pairs(model, prefs)
     evidence = _log_bayes_factors(found, prior_of(model), model.temperature)
     odds = np.log(prior_probability) - np.log1p(-prior_probability)
     return Comparison(
         probability=1 / (1 + np.exp(-np.clip(evidence + odds, -700, 700))),
         log_bayes_factor=evidence,
-        user_ids=None if prefs.ids is None else prefs.ids.users,
+        user_ids=prefs.user_ids,
     )
-
-
-def _numbers(users: Any, prefs: Preferences) -> np.ndarray:
-    """int[n], users of `prefs` by name, or by number where they have no names."""
-    array = _ids.column(users, "users")
-    if prefs.ids is not None and prefs.ids.users is not None:
-        return _ids.look_up(array, prefs.ids.users, "users", "prefs")
-    if array.dtype.kind == "U" and array.size:
-        raise TypeError("users holds names, and prefs does not name its users")
-    return array
 
 
 def _log_bayes_factors(

@@ -11,6 +11,7 @@ from jax import lax
 from lore_jax import _checks, _equations, _ids, _tables
 from lore_jax._backend import EXACT
 from lore_jax._entry import public
+from lore_jax._pairs.blocks import project_rows
 from lore_jax.preferences import FeatureSource, Preferences
 from lore_jax.prior import Prior, check_prior, say, uniform_prior
 
@@ -176,19 +177,22 @@ def project(features, basis: jax.Array) -> Any:
       [[1.0, 1.0]]
     """
     _checks.check_basis(basis, _tables.num_columns(features))
-    return checked_projection(features, basis)
+    proj = checked_projection(features, basis)
+    return proj if isinstance(features, FeatureSource) else jnp.asarray(proj)
 
 
 def checked_projection(features, basis, temperature: float = 1.0) -> Any:
-    """`project` for a basis that was checked; the product is checked at T."""
+    """`project` for a basis that was checked; the product is checked at T.
+
+    Returns:
+      float[..., K], NumPy's for a table on the host: it is read where it is.
+    """
     _tables.num_columns(features)  # Raises for another dtype.
-    if isinstance(features, FeatureSource):
-        blocks = _tables.blocks(features)
-        proj = np.concatenate(
-            [np.asarray(_equations.product(block, basis)) for block in blocks]
-        )
-    else:
-        proj = _equations.product(features, basis)
+    on_host = isinstance(features, FeatureSource) or (
+        isinstance(features, np.ndarray) and features.ndim == 2
+    )
+    read = project_rows if on_host and not _checks.is_traced(basis) else None
+    proj = (read or _equations.product)(features, basis)
     _tables.check_projected(proj, features, temperature)
     return proj
 

@@ -80,7 +80,7 @@ def posterior(
         for target, part in zip(out, parts):
             target[users] = np.asarray(part)[: len(users)]
     fields = dict(zip(Posterior._fields, _checks.where(prefs.features, out)))
-    return Posterior(**fields, user_ids=_names(prefs))
+    return Posterior(**fields, user_ids=prefs.user_ids)
 
 
 @public("adapt_users and reward_from_weights")
@@ -138,9 +138,8 @@ def warm_up(model: RewardModel, *, num_users: int = 1, num_pairs: int = 40) -> N
     """Compiles what requests of at most this size need, before the first of them.
 
     `adapt`, with and without `return_std`, and `predict_proba` of float32 NumPy
-    features, without labels and sample weights, compile nothing afterwards.
-    `jax.config.update("jax_compilation_cache_dir", path)` keeps programs for the next
-    process.
+    features, without labels and sample weights, compile nothing afterwards. JAX's
+    compilation cache keeps programs for the next process.
 
     Args:
       model: the reward model.
@@ -197,7 +196,14 @@ def checked_both(
     """(pairs, new pairs, int[U'] the place of each new user); a shared table once."""
     found = checked_pairs(model, prefs)
     _checks.check_type(new_pairs, Preferences, "new_pairs")
-    place = _match(prefs, new_pairs)
+    place = _ids.match_users(
+        new_pairs.user_ids,
+        prefs.user_ids,
+        new_pairs.num_users,
+        prefs.num_users,
+        "new_pairs",
+        "prefs",
+    )
     if new_pairs.features is prefs.features:
         return found, found._replace(pairs=pack(new_pairs)), place
     return found, checked_pairs(model, new_pairs), place
@@ -322,29 +328,6 @@ def _blocks(total: int):
         block = _BLOCKS[0] if total - start > _BLOCKS[0] // 2 else _BLOCKS[1]
         yield slice(start, min(start + block, total)), block
         start += block
-
-
-def _names(prefs: Preferences) -> Any:
-    return None if prefs.ids is None else prefs.ids.users
-
-
-def _match(prefs: Preferences, new_pairs: Preferences) -> np.ndarray:
-    """int[U'], where each user of `new_pairs` stands in `prefs`."""
-    old, new = _names(prefs), _names(new_pairs)
-    if (old is None) != (new is None):
-        named, plain = ("prefs", "new_pairs")[:: 1 if new is None else -1]
-        raise ValueError(
-            f"{named} names its users and {plain} does not: users are never matched "
-            "by position"
-        )
-    if old is not None:
-        return _ids.look_up(new, old, "new_pairs", "prefs")
-    if prefs.num_users != new_pairs.num_users:
-        raise ValueError(
-            f"new_pairs must hold the users of prefs: {new_pairs.num_users} and "
-            f"{prefs.num_users} users, and neither has names"
-        )
-    return np.arange(prefs.num_users)
 
 
 def iterate_moments(found: Projected, prior: Prior, temperature: float):

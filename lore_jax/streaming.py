@@ -151,7 +151,8 @@ def update(model: RewardModel, state: UserStates, prefs: Preferences) -> UserSta
     _checks.check_type(state, UserStates, "state")
     found = checked_pairs(model, prefs)
     check_same_model(state, model, "state")
-    place = _places(state, prefs)
+    users = (prefs.user_ids, state.user_ids), (prefs.num_users, state.num_users)
+    place = _ids.match_users(*users[0], *users[1], "prefs", "state")
     sums = [np.array(getattr(state, name)) for name in SUMS]
     for users, parts in pair_sums_of(found, state.prior, state.temperature):
         for total, part in zip(sums, parts, strict=True):
@@ -283,22 +284,3 @@ def _check_same(state: UserStates, mark, prior, temperature, name, other) -> Non
             raise ValueError(
                 f"{name} and {other} have different priors: {field} disagrees"
             )
-
-
-def _places(state: UserStates, prefs: Preferences) -> np.ndarray:
-    """int[U'], where each user of `prefs` stands in the state."""
-    names: Any = None if prefs.ids is None else prefs.ids.users
-    known: Any = state.user_ids
-    if (names is None) != (state.user_ids is None):
-        raise ValueError(
-            "prefs and the state must both name their users, or neither: users are "
-            "never matched by position where one side has names"
-        )
-    if names is not None:
-        return _ids.look_up(names, known, "prefs.ids.users", "the state")
-    if prefs.num_users != state.num_users:
-        raise ValueError(
-            f"prefs has num_users={prefs.num_users}, the state {state.num_users}, and "
-            "neither has names"
-        )
-    return np.arange(state.num_users)

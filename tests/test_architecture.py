@@ -25,8 +25,8 @@ LAYERS = (
         "data.simulate",
         "data.splits",
         "hf.datasets",
-        "model",
     },
+    {"model"},
     {
         "_mesh",
         "_pairs.projected",

@@ -181,7 +181,7 @@ def test_users_by_name_and_by_number(people):
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
-        (ValueError, "'z', which is not in prefs", dict(users=["z"])),
+        (ValueError, "'z', which is not in the users of prefs", dict(users=["z"])),
         (ValueError, "distinct", dict(users=["a", "a"])),
         (ValueError, "at least one user", dict(users=[])),
         (TypeError, "users holds integers", dict(users=[0])),

@@ -344,7 +344,7 @@ def test_weights_of_records_are_matched_by_name():
         (
             lambda new: lore.top_k(MODEL, new.weights, X, user=["ann"], k=1),
             TypeError,
-            "user holds names, so weights must be what adapt or fit returned",
+            "user holds names, so weights must name its users",
         ),
         (
             lambda new: lore.score_rows(MODEL, new, X, ["joe"], [1]),

@@ -137,7 +137,7 @@ def test_names_not_positions(model):
     np.testing.assert_allclose(merged.table[[2, 0]], 2 * alone.table, rtol=1e-6)
     with pytest.raises(ValueError, match="'d'"):
         streaming.update(model, start, named(rng, ["a", "d"]))
-    with pytest.raises(ValueError, match="both name"):
+    with pytest.raises(ValueError, match="prefs names its users and state does not"):
         streaming.update(model, streaming.init(model, num_users=2), batch)
     with pytest.raises(ValueError, match="both name"):
         streaming.merge(start, streaming.init(model, num_users=3))
@@ -182,7 +182,7 @@ def test_another_prior_or_population_is_refused(state, model, prior, prefs):
             streaming.update(other, state, prefs)
     with pytest.raises(ValueError, match="same users"):
         streaming.merge(state, streaming.init(model, num_users=6))
-    with pytest.raises(ValueError, match="num_users"):
+    with pytest.raises(ValueError, match="users of state: 5 and 6 users"):
         streaming.update(model, streaming.init(model, num_users=6), prefs)
     with pytest.raises(ValueError, match=r"model\.basis"):
         streaming.update(model.replace(basis=model.basis[:-1]), state, prefs)

@@ -13,7 +13,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
 ]
 OLD = {
-    r"reward floor|on_floor|checked_floor|`floor`": "projected rewards",
+    r"reward floor|on_floor|checked_floor|(?<![.\w])floor\b": "projected rewards",
     r"\bspread_losses\b|\bspread=|\.spread\b|spreads\b": "variance_scale, std",
     r"\bMixture\(|\bmixture_of\b": "PosteriorMoments",
     r"\breference (head|config|recipe|form)": "base reward head, published",

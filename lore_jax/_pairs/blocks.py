@@ -73,12 +73,12 @@ def project_rows(features, basis):
 
 def _host_product(features, basis, dtype: np.dtype):
     """A function rows float[R, D] → rows · V as NumPy."""
-    basis = jnp.asarray(basis)
     if not _by_numpy(features):
+        basis = jnp.asarray(basis)
         return lambda rows: np.asarray(_project(rows, basis))
     rank = basis.shape[1]
     wide = np.zeros((basis.shape[0], _width(rank)), dtype)
-    wide[:, :rank] = basis
+    wide[:, :rank] = np.asarray(basis)
 
     def product(rows):
         # What is not finite is refused with its place, once all of it is known.

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lore_jax._backend import EXACT, cholesky, solve_lower
-from lore_jax._posterior.table import log_likelihoods
+from lore_jax._posterior.table import atom_posterior, log_likelihoods
 from lore_jax.prior import Prior, likelihood_power, mixture_mean
 
 _LARGEST = 1e15  # the square of a larger margin overflows in float32
@@ -69,9 +69,9 @@ def moments_of(
     table = log_likelihoods(z, weight, label, prior.atoms, unit_weights=unit_weights)
     total = jnp.sum(weight, axis=1)
     power = likelihood_power(total, prior.tempering)
-    probability = jax.nn.softmax(power[:, None] * table + prior.log_weights[None])
+    probability = atom_posterior(table, prior, power)
     mean = mixture_mean(probability, prior.atoms)
-    share = jax.nn.softmax(table + prior.log_weights[None])
+    share = atom_posterior(table, prior)
     centre = mixture_mean(share, prior.atoms)
     between = lax.map(_between(prior.atoms), (share, centre), batch_size=128)
     own = _between(prior.atoms)((jax.nn.softmax(prior.log_weights), prior.mean))

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from lore_jax._backend import EXACT, cholesky, solve_lower, solve_upper
-from lore_jax._posterior.table import log_likelihoods
+from lore_jax._posterior.table import atom_posterior, log_likelihoods
 from lore_jax.prior import Prior, likelihood_power, mixture_mean, pull_towards_mean
 
 _dot = functools.partial(jnp.matmul, precision=EXACT)
@@ -55,7 +55,7 @@ def pair_sums(
 def refine(table, linear, quadratic, num_pairs, prior: Prior):
     """Weights float[B, K] and bool[B], whether they are optimal, from the sums."""
     power = likelihood_power(num_pairs, prior.tempering)
-    share = jax.nn.softmax(power[:, None] * table + prior.log_weights[None])
+    share = atom_posterior(table, prior, power)
     mean = mixture_mean(share, prior.atoms)
     rank = linear.shape[1]
     rows, columns = np.triu_indices(rank)

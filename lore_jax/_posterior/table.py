@@ -56,6 +56,17 @@ def log_likelihoods(
     return table.reshape(users, parts, -1).sum(1)
 
 
+def atom_posterior(table, prior: Prior, power=None) -> jax.Array:
+    """q_a ∝ π_a L_ua^η, float[U, A], from log-likelihoods float[U, A] and η float[U].
+
+    `posterior_mean` and a training step have it with users minor-most, fused into what
+    follows; their tests compare them with this.
+    """
+    if power is not None:
+        table = power[:, None] * table
+    return jax.nn.softmax(table + prior.log_weights[None])
+
+
 def group_size(num_pairs: int, unit_weights: bool) -> int:
     """How many of P pairs `likelihood_table` takes at once."""
     if not unit_weights:

@@ -21,9 +21,7 @@ WRITTEN = 24  # most terms of a sum that are written out as they are
 
 FOLDED = 8  # to how many terms a longer one is folded
 
-PRIMAL_DUAL_STEPS = (
-    16  # most users need 2-8; the rest are handed to the solver with pair duals
-)
+PRIMAL_DUAL_STEPS = 16  # most users need 2-8; the rest go to `with_pair_duals`
 
 PAIR_DUAL_STEPS = 60  # the hardest problems known need 31
 
@@ -101,9 +99,9 @@ def duality_gap(problem, p, g):
     bound = jnp.minimum(total(jnp.add, p * g - b), total(jnp.minimum, g - b))
     x = p * (g - bound)
     ratio = x / jnp.where(b > 0, b, 1) - 1
-    floor = jnp.finfo(p.dtype).eps - 1
+    least = jnp.finfo(p.dtype).eps - 1
     return total(
-        jnp.add, jnp.where(b > 0, b * (ratio - jnp.log1p(jnp.maximum(ratio, floor))), x)
+        jnp.add, jnp.where(b > 0, b * (ratio - jnp.log1p(jnp.maximum(ratio, least))), x)
     )
 
 
@@ -220,16 +218,16 @@ def least_gap(problem, radius, value):
     return value - problem.least + off
 
 
-def _cholesky(rows, floor):
+def _cholesky(rows, least):
     """Factor the upper triangle ``rows[k]`` float[K−k, U], unrolled; returns a solve.
 
-    The fastest form for small K, but compile time grows with K². ``floor[k]`` float[U]
+    The fastest form for small K, but compile time grows with K². ``least[k]`` float[U]
     bounds pivot k, whose sign rounding may spoil when directions are duplicated.
     """
     num = len(rows)
     rows, inverse, lower = list(rows), [], []
     for k in range(num):
-        pivot = 1 / jnp.maximum(rows[k][0], floor[k])
+        pivot = 1 / jnp.maximum(rows[k][0], least[k])
         column = rows[k][1:] * pivot
         for j in range(k + 1, num):
             rows[j] = rows[j] - rows[k][j - k] * column[j - k - 1 :]
