@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import http.client
 import inspect
 import json
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 
@@ -21,9 +23,9 @@ import pytest
 import lore_jax as lore
 
 pytest.importorskip("fastapi", reason="needs the extra 'serve'")
-pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 
-from experiments import serve, stored
+from experiments import serve, stored  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLIENTS, REQUESTS = 32, 12
@@ -41,6 +43,21 @@ def files(tmp_path_factory):
     features = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     np.save(folder / "features.npy", features)
     return folder, fitted.model, features
+
+
+def connect(port):
+    """A connection to use in a `with`."""
+    return contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60))
+
+
+def call(port, method, path, connection=None):
+    """(status, JSON of the answer)."""
+    if connection is None:
+        with connect(port) as connection:
+            return call(port, method, path, connection)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read() or "null")
 
 
 class Service:
@@ -66,18 +83,10 @@ class Service:
         raise AssertionError("the server did not start within two minutes")
 
     def connect(self):
-        """A connection to use in a `with`."""
-        address = ("127.0.0.1", self.port)
-        return contextlib.closing(http.client.HTTPConnection(*address, timeout=60))
+        return connect(self.port)
 
     def call(self, method, path, connection=None):
-        """(status, JSON of the answer)."""
-        if connection is None:
-            with self.connect() as connection:
-                return self.call(method, path, connection)
-        connection.request(method, path)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read() or "null")
+        return call(self.port, method, path, connection)
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
@@ -168,28 +177,37 @@ def test_observe_score_best_forget_and_restart(files, start, tmp_path):
 def test_wrong_requests_are_refused_and_change_nothing(client, method, address, status):
     found, log = client
     before = log.read_text()
-    assert found.request(method, address).status_code == status
+    assert found(method, address)[0] == status
     assert log.read_text() == before
 
 
 @pytest.fixture(scope="module")
 def client(files, tmp_path_factory):
-    """(a client of the app within this process, its log); "ann" is known."""
-    testclient = pytest.importorskip("fastapi.testclient", reason="needs httpx")
+    """(calls of a server in a thread of this process, its log); "ann" is known."""
     log = tmp_path_factory.mktemp("client") / "pairs.log"
-    found = testclient.TestClient(serve.make_app(*files[1:], log))
-    found.post(path("ann", "pairs", chosen=1, rejected=2))
-    return found, log
+    app = serve.make_app(*files[1:], log)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    (listener,) = server.servers[0].sockets
+    found = functools.partial(call, listener.getsockname()[1])
+    assert found("POST", path("ann", "pairs", chosen=1, rejected=2)) == (200, None)
+    yield found, log
+    server.should_exit = True
+    thread.join()
 
 
 def test_requests_compile_nothing(client, compilations):
     found, _ = client
     before = compilations.count
     for user in ("ann", "new"):
-        found.post(path(user, "pairs", chosen=4, rejected=5))
+        query = dict(chosen=4, rejected=5)
+        assert found("POST", path(user, "pairs", **query)) == (200, None)
         for rows in ([1], [1, 2, 3], list(range(40))):
-            assert found.get(path(user, "scores", row=rows)).status_code == 200
-        assert found.get(path(user, "best", k=7)).status_code == 200
+            assert found("GET", path(user, "scores", row=rows))[0] == 200
+        assert found("GET", path(user, "best", k=7))[0] == 200
     assert compilations.count == before
 
 
