@@ -10,7 +10,7 @@ import os
 import jax
 import numpy as np
 import pytest
-from test_checkpoint import make_fit
+from checkpoint_cases import make_fit
 
 import lore_jax as lore
 from lore_jax._train.resume import seal

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_checkpoint import rewrite
+from checkpoint_cases import rewrite
 
 import lore_jax as lore
 from lore_jax._train.resume import seal
