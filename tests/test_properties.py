@@ -4,6 +4,7 @@
 number up to 64 instead of a few, which share programs.
 """
 
+import itertools
 import os
 
 import hypothesis
@@ -32,9 +33,14 @@ SETTINGS = hypothesis.settings(
 )
 
 
+DRAWN = itertools.count(1)
+
+
 @st.composite
 def problems(draw):
     """z [U, P, K] in float64, exact in `dtype`; counts, weights and labels."""
+    if next(DRAWN) % 50 == 0:  # Thousands of programs would exhaust memory maps.
+        jax.clear_caches()
     rank, users = draw(RANKS), draw(st.integers(1, 4))
     counts = draw(st.lists(st.integers(0, 6), min_size=users, max_size=users))
     dtype = draw(st.sampled_from([np.float32, np.float16, jnp.bfloat16, np.float64]))

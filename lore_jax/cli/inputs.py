@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lore_jax import hf
+from lore_jax.cli.table_files import as_list
 from lore_jax.cli.tables import (
     check_columns,
     is_table,
+    names,
+    read_columns,
     read_embeddings,
     read_table,
     row_number,
@@ -89,18 +92,19 @@ def read_pairs(path: pathlib.Path, source: Source) -> Preferences:
     Raises:
       ValueError: naming file, row and column of what is wrong.
     """
-    columns = read_table(path, _called(source, ("response",)), source.encoding)
+    columns = read_columns(path, _called(source, ("response",)), source.encoding)
     if source.features is None:
         texts = read_texts(path, columns, source.chat)
         features = embed(texts.texts, source)
-        return texts.preferences(features, user_ids=np.unique(texts.user))
+        return texts.preferences(features, user_ids=names(columns["user"])[1])
     features, items = _read_features(source)
     columns = check_columns(columns, path, len(features) if items is None else None)
     chosen, rejected = (
         columns[side] if items is None else _places(columns[side], items, path, side)
         for side in ("chosen", "rejected")
     )
-    user = np.array(columns["user"])
+    user, user_ids = names(columns["user"])
+    group = columns.get("group")
     try:
         return Preferences.from_pairs(
             features,
@@ -109,22 +113,23 @@ def read_pairs(path: pathlib.Path, source: Source) -> Preferences:
             user,
             label=columns.get("label"),
             sample_weight=columns.get("weight"),
-            group=columns.get("group"),
-            user_ids=np.unique(user),
+            group=None if group is None else names(group)[0],
+            user_ids=user_ids,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def read_texts(
-    path: pathlib.Path, columns: dict[str, list], chat: bool
+    path: pathlib.Path, columns: dict[str, Any], chat: bool
 ) -> PreferenceTexts:
     """Pairs over distinct texts, from the columns of a table.
 
     Raises:
       ValueError: naming the file and the row.
     """
-    columns = check_columns(columns, path, None)
+    checked = check_columns(columns, path, None)
+    columns = {name: as_list(column) for name, column in checked.items()}
 
     def there(column: str) -> str | None:
         return column if column in columns else None
@@ -263,12 +268,13 @@ def _read_items(path: pathlib.Path, column: str, encoding: str) -> list:
     return found
 
 
-def _places(values: list, items: list, path: pathlib.Path, column: str) -> np.ndarray:
+def _places(column: Any, items: list, path: pathlib.Path, name: str) -> np.ndarray:
     """Rows of names; numbers and texts are compared as text."""
-    place = {str(name): row for row, name in enumerate(items)}
-    for number, value in enumerate(values):
-        if str(value) not in place:
-            raise ValueError(
-                f"{path}, row {number}: {column} is {value!r}, which is not in --items"
-            )
-    return np.array([place[str(value)] for value in values])
+    place = {str(item): row for row, item in enumerate(items)}
+    found = np.array([place.get(str(value), -1) for value in as_list(column)])
+    if (wrong := np.flatnonzero(found < 0)).size:
+        raise ValueError(
+            f"{path}, row {wrong[0]}: {name} is {as_list(column)[wrong[0]]!r}, which "
+            "is not in --items"
+        )
+    return found

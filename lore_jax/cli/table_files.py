@@ -2,7 +2,7 @@
 
 A reader gives (names of all columns, {name: values} of those wanted), and refuses what
 is broken with the file and the row, counted from 0 without the header and without empty
-lines.
+lines. Values are an Arrow column where all are texts, else a list.
 """
 
 import csv
@@ -55,8 +55,10 @@ def to_utf_8(path: Path, data: bytes, encoding: str, *, records: bool) -> bytes:
       ValueError: naming the row that is not in this encoding.
     """
     mark = b"\xef\xbb\xbf"
+    plain = encoding.lower() in UTF_8
+    if plain and data.isascii():
+        return data
     try:
-        plain = encoding.lower() in UTF_8
         text = data.decode("utf-8" if plain else encoding)
     except LookupError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -115,7 +117,8 @@ def read_csv(
     wanted = _wanted(called, header)
     missing = [name for name in needed if called[name] not in header]
     refuse_missing(path, called, missing, header)
-    _check_quotes(path, data, delimiter)
+    if b'"' in data:
+        _check_quotes(path, data, delimiter)
     for size in BLOCKS:
         try:
             table = pyarrow.csv.read_csv(
@@ -138,7 +141,7 @@ def read_csv(
             raise ValueError(f"{path}: {error}") from error
     if not table.num_rows:
         raise ValueError(f"{path} holds no rows")
-    return header, {name: table[name].to_pylist() for name in wanted}
+    return header, {name: table[name] for name in wanted}
 
 
 def _csv_header(data: bytes, delimiter: str) -> list[str]:
@@ -158,17 +161,21 @@ def _check_quotes(path: Path, data: bytes, delimiter: str) -> None:
     Where quotes come in pairs, open after a delimiter and close before one, all is
     well; else Python's reader looks at every row.
     """
-    codes = np.frombuffer(data, np.uint8)
-    quotes = np.flatnonzero(codes == ord('"'))
-    edges = np.frombuffer(f"{delimiter}\r\n".encode(), np.uint8)
-    if not quotes.size:
-        return
+    codes, step = np.frombuffer(data, np.uint8), 1 << 18  # a step fits in a cache
+    quotes = np.concatenate(
+        [
+            np.flatnonzero(codes[start : start + step] == ord('"')) + start
+            for start in range(0, len(codes), step)
+        ]
+    )
+    edge = np.zeros(256, bool)
+    edge[list(f"{delimiter}\r\n".encode())] = True
     if quotes.size % 2 == 0:
         opening, closing = quotes[::2], quotes[1::2]
         again = np.append(closing[:-1] + 1 == opening[1:], False)  # a doubled quote
-        before = (opening == 0) | np.isin(codes[opening - 1], edges)
+        before = (opening == 0) | edge[codes[opening - 1]]
         after = closing == len(codes) - 1
-        after |= np.isin(codes[np.minimum(closing + 1, len(codes) - 1)], edges)
+        after |= edge[codes[np.minimum(closing + 1, len(codes) - 1)]]
         doubled = np.append(False, again[:-1])
         if (before | doubled).all() and (after | again).all():
             return
@@ -218,7 +225,41 @@ def read_parquet(path: Path, data: bytes, called: Mapping[str, str]):
         raise ValueError(f"{path} is no whole Parquet file: {error}") from error
     if not file.metadata.num_rows:
         raise ValueError(f"{path} holds no rows")
-    return header, {name: table[name].to_pylist() for name in wanted}
+    return header, {name: plain_column(table[name]) for name in wanted}
+
+
+def plain_column(column) -> Any:
+    """An Arrow column itself where all of it is text, else a list."""
+    import pyarrow
+
+    whole = column.type == pyarrow.string() and not column.null_count
+    return column if whole else column.to_pylist()
+
+
+def arrow(name: str, *arguments: Any) -> Any:
+    """A function of Arrow over its columns and Python's values."""
+    import pyarrow
+    import pyarrow.compute
+
+    kinds = (pyarrow.ChunkedArray, pyarrow.Array)
+    given = [x if isinstance(x, kinds) else pyarrow.scalar(x) for x in arguments]
+    return pyarrow.compute.call_function(name, given)
+
+
+def first_true(column: Any) -> int:
+    """The first row of an Arrow column of booleans that is true, or −1."""
+    import pyarrow.compute
+
+    return pyarrow.compute.index(column, True).as_py()
+
+
+def as_list(column: Any) -> list:
+    """The values of a column, a list or Arrow's; equal texts are one object."""
+    if isinstance(column, list):
+        return column
+    coded = column.dictionary_encode().combine_chunks()
+    distinct = np.array(coded.dictionary.to_pylist(), object)
+    return distinct[coded.indices.to_numpy()].tolist()
 
 
 def read_json(
@@ -286,7 +327,7 @@ def _read_plain_json(text: bytes, called: Mapping[str, str], needed: Sequence[st
     lines = sum(1 for line in text.split(b"\n") if line and not line.isspace())
     if lines != table.num_rows:
         return None
-    return filled, {name: table[name].to_pylist() for name in filled}
+    return filled, {name: plain_column(table[name]) for name in filled}
 
 
 def _json_object(line: str, where: str) -> Any:

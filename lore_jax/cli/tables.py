@@ -6,9 +6,11 @@ empty lines) and the column.
 
 import gzip
 import math
+import operator
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from lore_jax.cli.table_files import (
     DELIMITERS,
     NEEDED,
     OPTIONAL,
+    arrow,
+    as_list,
+    first_true,
     read_csv,
     read_json,
     read_parquet,
@@ -30,15 +35,18 @@ NAMES = ("user", "prompt", "group")  # columns that hold names: texts or integer
 ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 
 
-def read_table(
+def read_columns(
     path: Path,
     names: Mapping[str, str] | None = None,
     encoding: str = "utf-8",
     *,
     needed: Sequence[str] = NEEDED,
     optional: Sequence[str] = OPTIONAL,
-) -> dict[str, list]:
+) -> dict[str, Any]:
     """Columns of a Parquet, CSV, TSV, JSONL or JSON file, also gzipped.
+
+    A column of texts alone is Arrow's, which is checked without a Python object a
+    cell; any other is a list. `read_table` gives lists.
 
     A column that no row fills counts as missing; one that some rows fill must be
     filled in all. None, NaN and "" are no value. A CSV file's delimiter is the comma,
@@ -80,13 +88,28 @@ def read_table(
     filled = {
         name: given[other]
         for name, other in called.items()
-        if other in given and not all(map(_empty, given[other]))
+        if other in given and not _all_empty(given[other])
     }
     wanted = [*needed, *(name for name in optional if name in names)]
     refuse_missing(path, called, [n for n in wanted if n not in filled], found)
     for name, values in filled.items():
         _check_column(path, name, values)
     return filled
+
+
+def read_table(*args, **kwargs) -> dict[str, list]:
+    """`read_columns`, each column a list."""
+    return {n: as_list(x) for n, x in read_columns(*args, **kwargs).items()}
+
+
+def names(column: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(a column of names, the distinct ones in order)."""
+    if isinstance(column, list):
+        array = np.array(column)
+        return array, np.unique(array)
+    coded = column.dictionary_encode().combine_chunks()
+    values = np.array(coded.dictionary.to_pylist())
+    return values[coded.indices.to_numpy()], np.sort(values)
 
 
 def is_table(path: Path) -> bool:
@@ -101,14 +124,13 @@ def _ending(path: Path) -> tuple[str, bool]:
     return "".join(suffixes[-2:-1] if packed else suffixes[-1:]), packed
 
 
-def _check_column(path: Path, name: str, values: list) -> None:
+def _check_column(path: Path, name: str, values: Any) -> None:
     """Raises `ValueError` at the first row without a value, or with no valid one."""
-    if set(map(type, values)) == {str}:  # As fast as it can be: this is most columns.
-        blank = {""}
+    if not isinstance(values, list):
+        blank = arrow("equal", values, "")
         if name in ("user", "group"):
-            blank |= {value for value in set(values) if value.isspace()}
-        if not blank.isdisjoint(values):
-            number = next(n for n, value in enumerate(values) if value in blank)
+            blank = arrow("or", blank, arrow("utf8_is_space", values))
+        if (number := first_true(blank)) >= 0:
             raise ValueError(f"{path}, row {number}: no {name}, which other rows have")
         return
     for number, value in enumerate(values):
@@ -133,11 +155,11 @@ def _check_column(path: Path, name: str, values: list) -> None:
         values[:] = [int(x) if isinstance(x, float) else x for x in values]
 
 
-def check_columns(columns: dict[str, list], path, num_rows: int | None) -> dict:
+def check_columns(columns: dict[str, Any], path, num_rows: int | None) -> dict:
     """Labels, weights and row numbers as numbers.
 
     Args:
-      columns: one list per column.
+      columns: as of `read_columns` or `read_table`.
       path: what to call the file in an error.
       num_rows: rows of the embeddings, whose numbers chosen and rejected are; None
           where they are texts.
@@ -154,10 +176,10 @@ def check_columns(columns: dict[str, list], path, num_rows: int | None) -> dict:
     limits = {"label": (1.0, "from 0 to 1"), "weight": (math.inf, "finite and >= 0")}
     for name, (most, what) in limits.items():
         if name in columns:
-            out[name] = [_number(v) for v in columns[name]]
+            out[name] = [_number(v) for v in as_list(columns[name])]
             for number, value in enumerate(out[name]):
                 if not (math.isfinite(value) and 0 <= value <= most):
-                    given = columns[name][number]
+                    given = as_list(columns[name])[number]
                     raise ValueError(
                         f"{path}, row {number}: {name} must be a number {what}, "
                         f"got {given!r}"
@@ -168,12 +190,19 @@ def check_columns(columns: dict[str, list], path, num_rows: int | None) -> dict:
         for name in ("chosen", "rejected"):
             out[name] = [
                 row_number(value, num_rows, f"{path}, row {number}: {name}")
-                for number, value in enumerate(columns[name])
+                for number, value in enumerate(as_list(columns[name]))
             ]
-    for number, (first, second) in enumerate(zip(out["chosen"], out["rejected"])):
-        if first == second:
-            raise ValueError(f"{path}, row {number}: chosen and rejected are the same")
+    if (number := _first_equal(out["chosen"], out["rejected"])) >= 0:
+        raise ValueError(f"{path}, row {number}: chosen and rejected are the same")
     return out
+
+
+def _first_equal(first: Any, second: Any) -> int:
+    """The first row in which two columns are the same, or −1."""
+    if isinstance(first, list) or isinstance(second, list):
+        same = map(operator.eq, as_list(first), as_list(second))
+        return next((number for number, equal in enumerate(same) if equal), -1)
+    return first_true(arrow("equal", first, second))
 
 
 def read_embeddings(path: Path, name: str | None = None) -> np.ndarray:
@@ -257,6 +286,13 @@ def read_head(path: Path, features: np.ndarray, source: Path) -> np.ndarray:
     if not np.isfinite(head).all():
         raise ValueError(f"{path} is not finite")
     return head
+
+
+def _all_empty(column: Any) -> bool:
+    """Whether no row fills a column."""
+    if isinstance(column, list):
+        return all(map(_empty, column))
+    return first_true(arrow("not_equal", column, "")) < 0
 
 
 def _empty(value) -> bool:

@@ -175,7 +175,10 @@ def from_dataset(
                 f"{argument}={name!r} is no column of ds; its columns are "
                 f"{sorted(map(str, names))}"
             )
-        return [_plain(value) for value in read(name)]
+        values = read(name)
+        values = values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+        plain = set(map(type, values)) == {str}
+        return values if plain else [_plain(value) for value in values]
 
     def cells(name: str | Sequence[str], argument: str) -> list:
         if isinstance(name, str):
@@ -225,9 +228,19 @@ class _Texts:
         self.found: list[str | Messages] = []
         self._prompts, self._chat = prompts, chat
         self._place: dict[str, int] = {}
+        self._known: dict[tuple[str | None, str], int] = {}
 
     def place(self, row: int, response: Any, name: str) -> int:
         """Place of the text of a response to the prompt of this row."""
+        prompt = self._prompts[row]
+        if not isinstance(response, str) or isinstance(prompt, list):
+            return self._checked(row, response, name)
+        if (place := self._known.get((prompt, response))) is None:
+            place = self._checked(row, response, name)
+            self._known[prompt, response] = place
+        return place
+
+    def _checked(self, row: int, response: Any, name: str) -> int:
         where = f"row {row}, {name}"
         text = join_text(self._prompts[row], response, self._chat, where)
         place = self._place.setdefault(text_key(text), len(self.found))
@@ -266,11 +279,12 @@ def join_text(prompt: Any, response: Any, chat: bool, where: str) -> str | Messa
 def _paired(texts: _Texts, chosen: list, rejected: list, names: tuple[str, str]):
     """(better, worse, row) int[N] of one pair per row."""
     places = [
-        [texts.place(row, text, name) for text, name in zip(pair, names)]
+        texts.place(row, text, name)
         for row, pair in enumerate(zip(chosen, rejected))
+        for text, name in zip(pair, names)
     ]
     better, worse = np.array(places, np.int32).reshape(-1, 2).T
-    return better, worse, np.arange(len(places))
+    return better, worse, np.arange(len(better))
 
 
 def _scored(texts: _Texts, responses: list, scores: list):
@@ -311,7 +325,7 @@ def _columns(ds: Any) -> tuple[Sequence[str], Callable[[str], Any]]:
         ds = ds.with_format(None)
         return ds.column_names, ds.__getitem__
     if hasattr(ds, "to_pylist") and hasattr(ds, "column_names"):  # PyArrow
-        return ds.column_names, lambda name: ds.column(name).to_pylist()
+        return ds.column_names, ds.column
     if hasattr(ds, "columns") and hasattr(ds, "__getitem__"):  # pandas and Polars
         return list(ds.columns), lambda name: list(ds[name])
     try:

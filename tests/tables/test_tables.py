@@ -8,7 +8,7 @@ from table_cases import HEADER, LINES, OBJECT, line, write_parquet
 
 pytest.importorskip("pyarrow", reason="needs the extra 'experiments'")
 
-from lore_jax.cli.tables import read_table
+from lore_jax.cli.tables import check_columns, read_columns, read_table
 
 ROW = "a,Hi?,Hello.,Go away.\n"
 
@@ -114,6 +114,10 @@ READ = {
     "tabs_in_csv": ("t.csv", (HEADER + ROW).replace(",", "\t")),
     "tsv": ("t.tsv", (HEADER + ROW).replace(",", "\t")),
     "upper_case": ("T.CSV", HEADER + ROW),
+    "column_that_no_row_fills": (
+        "t.csv",
+        "user,prompt,chosen,rejected,group\na,Hi?,Hello.,Go away.,\n",
+    ),
     "gzip": ("t.csv.gz", gzip.compress((HEADER + ROW).encode())),
     "upper_gzip": ("t.TSV.GZ", gzip.compress((HEADER + ROW).encode())),
 }
@@ -132,6 +136,22 @@ READ |= {
 @pytest.mark.parametrize(("name", "content"), READ.values(), ids=READ)
 def test_what_can_be_read_is_read_rightly(put, name, content):
     assert read_table(put(name, content)) == WANTED
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+def test_two_equal_sides_are_refused_with_their_row(put, ending):
+    rows = [("a", "Hello.", "Go away."), ("b", "No.", "Yes."), ("c", "Yes.", "Yes.")]
+    names = ("user", "chosen", "rejected")
+    text = "\n".join(map(",".join, [names, *rows]))
+    if ending != "csv":
+        text = "\n".join(json.dumps(dict(zip(names, row))) for row in rows)
+    if ending == "json":
+        text = "[" + text.replace("\n", ",") + "]"
+    path = put(f"t.{ending}", text)
+    for read in (read_table, read_columns):
+        columns = read(path)
+        with pytest.raises(ValueError, match="row 2: chosen and rejected are the same"):
+            check_columns(columns, path, None)
 
 
 def test_a_quote_inside_an_unquoted_cell_is_a_quote(put):
