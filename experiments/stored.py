@@ -130,6 +130,7 @@ def load_features(folder) -> np.ndarray:
         ValueError: if it is not complete, or not what its marker says.
     """
     folder = Path(folder)
+    files.finish_replacing(folder)
     marker = read_json(folder / "features.json")
     try:
         done, shape = marker["done"], (marker["rows"], marker["features"])

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import subprocess
 import sys
 
 import numpy as np
@@ -208,3 +209,38 @@ def test_arrays_of_every_kind_round_trip(tmp_path, dtype, shape):
     assert arrays["a"].dtype == array.dtype
     np.testing.assert_array_equal(arrays["a"], array)
     assert arrays["a"].flags.writeable
+
+
+SEVERAL = """
+import os, sys
+from lore_jax.io import files
+folder, last = sys.argv[1], int(sys.argv[2])
+paths = [os.path.join(folder, name) for name in ("a", "b")]
+for text in ("old", "new"):
+    with files.replacing_all(paths) as temporary:
+        for path in temporary:
+            path.write_text(text)
+        replace, calls = os.replace, []
+        def killed(*names):
+            calls.append(names)
+            if len(calls) == last:
+                os._exit(9)
+            replace(*names)
+        if text == "new":
+            os.replace = killed
+"""
+
+
+@pytest.mark.parametrize(("last", "want"), [(1, "old"), (2, "new"), (3, "new")])
+def test_files_that_belong_together_are_all_old_or_all_new(tmp_path, last, want):
+    """A process that ends before the first rename, or before one of the later ones."""
+    script = [sys.executable, "-c", SEVERAL, str(tmp_path), str(last)]
+    assert subprocess.run(script, check=False).returncode == 9
+    files.finish_replacing(tmp_path)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    assert [path.read_text() for path in paths] == [want, want]
+    with files.replacing_all(paths) as temporary:
+        for path in temporary:
+            path.write_text("newest")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert {path.read_text() for path in paths} == {"newest"}

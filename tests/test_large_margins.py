@@ -152,7 +152,10 @@ def test_only_what_float32_leaves_goes_to_float64(compilations):
     assert compilations.count > before
     for name in ("weights", "loss", "gap", "converged", "num_steps"):
         got = getattr(mixed, name)[: len(calm)]
-        np.testing.assert_array_equal(got, getattr(alone, name), err_msg=name)
+        # To rounding: more users may be solved by a program for more at once.
+        np.testing.assert_allclose(
+            got, getattr(alone, name), rtol=1e-5, atol=1e-6, err_msg=name
+        )
     assert mixed.converged.all()
     assert mixed.weights.dtype == np.float32
     assert jax.numpy.ones(()).dtype == np.float32  # The setting is back.

@@ -44,7 +44,7 @@ def problems(draw):
     rank, users = draw(RANKS), draw(st.integers(1, 4))
     counts = draw(st.lists(st.integers(0, 6), min_size=users, max_size=users))
     dtype = draw(st.sampled_from([np.float32, np.float16, jnp.bfloat16, np.float64]))
-    largest = 4 if dtype is np.float16 else 6
+    largest = 3 if dtype is np.float16 else 6
     scale = 10.0 ** draw(st.integers(-largest, largest))
     kind = draw(st.sampled_from(["gauss", "integer", "collinear", "zero"]))
     labels = draw(st.sampled_from(["none", "soft", "hard"]))

@@ -36,6 +36,7 @@ _PREFIX = 8  # bytes before the header that say how long it is
 _MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 
 _PREFIX_OF_PARTS, _END_OF_PARTS = ".lore_jax-", ".part"
+_LIST = ".lore_jax-replacing.json"
 
 _DAMAGE = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError),
@@ -159,16 +160,51 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replacing_all(paths: Sequence[str | os.PathLike]) -> Iterator[list[pathlib.Path]]:
-    """`replacing` for several files; all are on disk before the first is renamed."""
+    """`replacing` for several files of one folder: all of them are new, or none.
+
+    Once all are on disk, a list of them is written, then each is renamed. What a killed
+    process left is ended by the next writer, or by a reader's `finish_replacing`.
+    """
     with contextlib.ExitStack() as stack:
+        for folder in {pathlib.Path(path).parent for path in paths}:
+            finish_replacing(folder)
         parts = [stack.enter_context(_naming(path)) for path in paths]
         yield [part.temporary for part in parts]
         for part in parts:
             part.finish()
+        folder = parts[0].target.parent
+        if several := len(parts) > 1:
+            names = [(part.temporary.name, part.target.name) for part in parts]
+            with replacing(folder / _LIST) as temporary:
+                temporary.write_text(json.dumps(names), encoding="utf-8")
         for part in parts:
-            part.rename()
-        for folder in {part.target.parent for part in parts}:
-            _sync_folder(folder)
+            # A reader may have been faster.
+            known = (FileNotFoundError,) if several else ()
+            with contextlib.suppress(*known):
+                part.rename()
+        _sync_folder(folder)
+        if several:
+            (folder / _LIST).unlink(missing_ok=True)
+
+
+def finish_replacing(folder: str | os.PathLike) -> None:
+    """Ends a `replacing_all` whose process was killed after all files were written.
+
+    Raises:
+      ValueError: the list of the files is damaged.
+    """
+    path = pathlib.Path(folder) / _LIST
+    try:
+        names = parse_json(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        return
+    for temporary, target in names:
+        if not _is_part(temporary) or os.path.basename(target) != target:
+            raise ValueError(f"{path} names no files of its folder: {names}")
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path.parent / temporary, path.parent / target)
+    _sync_folder(path.parent)
+    path.unlink(missing_ok=True)
 
 
 class _Part:
