@@ -223,7 +223,9 @@ def for_each(function: Callable[[T], None], items: Iterable[T]) -> None:
     """
     items = iter(items)
     first = list(itertools.islice(items, 2))
-    if len(first) < 2:
+    if jax.process_count() > 1:  # Programs of several processes start in one order.
+        first, items = [*first, *items], iter(())
+    if len(first) < 2 or jax.process_count() > 1:
         for item in first:
             function(item)
         return

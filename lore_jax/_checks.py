@@ -78,7 +78,7 @@ def check_local(values, name: str) -> None:
                 f"{name} spans processes: shape {values.shape} lies on "
                 f"{len(values.sharding.device_set)} devices, and this process holds "
                 f"{len(values.sharding.addressable_devices)} of them. No function "
-                "communicates, so every process must pass arrays of its own devices"
+                "but fit(mesh=…) communicates: pass arrays of this process's devices"
             )
 
 

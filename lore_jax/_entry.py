@@ -26,7 +26,9 @@ _SETTINGS = {
 }
 
 
-def public(instead: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def public(
+    instead: str | None = None, over_mesh: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorates a public function.
 
     Arrays that span processes are refused. Arrays with Explicit axes become arrays
@@ -37,16 +39,17 @@ def public(instead: str | None = None) -> Callable[[Callable[P, R]], Callable[P,
     Args:
       instead: what to use under `jit`, `grad` and `vmap`, of a function that works on
         the host; None where the function itself can be transformed.
+      over_mesh: whether arrays that span processes are admitted beside a `mesh`.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             arguments = [*enumerate(args), *kwargs.items()]
-            changed = {}
+            changed, spans = {}, over_mesh and kwargs.get("mesh") is not None
             for place, value in arguments:
                 name = functools.partial(_name, function, place)
-                new = _admit(value, name, instead and (function, instead))
+                new = _admit(value, name, instead and (function, instead), spans)
                 if new is not value:
                     changed[place] = new
             if changed:
@@ -68,7 +71,7 @@ def _name(function, place: int | str) -> str:
     return names[min(place, len(names) - 1)]
 
 
-def _admit(value: Any, name: Callable[[], str], host_only) -> Any:
+def _admit(value: Any, name: Callable[[], str], host_only, spans: bool) -> Any:
     """The argument, with Auto axes; raises as `public` says."""
     if isinstance(value, jax.Array):
         leaves = [("", value)]
@@ -89,7 +92,9 @@ def _admit(value: Any, name: Callable[[], str], host_only) -> Any:
                 )
             continue
         if not leaf.is_fully_addressable:
-            _checks.check_local(leaf, name() + _keystr(path))
+            if not spans:
+                _checks.check_local(leaf, name() + _keystr(path))
+            continue  # Only its shards are looked at.
         explicit |= _has_explicit_axes(leaf)
     return jax.tree.map(_with_auto_axes, value) if explicit else value
 
@@ -122,7 +127,7 @@ def _auto(mesh: Any) -> Mesh:
 def _with_auto_axes(leaf):
     if _checks.is_traced(leaf) or not isinstance(leaf, jax.Array):
         return leaf
-    if not _has_explicit_axes(leaf):
+    if not leaf.is_fully_addressable or not _has_explicit_axes(leaf):
         return leaf
     sharding: Any = leaf.sharding
     placed = NamedSharding(

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import Pairs
 from lore_jax._pairs.row_sums import SideCounts, count_sides
 
@@ -25,7 +26,7 @@ def check_mesh(mesh: Any) -> Mesh:
 
     Raises:
       TypeError: it is no mesh.
-      ValueError: it has other axes, or spans processes.
+      ValueError: it has other axes.
     """
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {type(mesh)}")
@@ -33,14 +34,24 @@ def check_mesh(mesh: Any) -> Mesh:
         raise ValueError(
             f"mesh must have the one axis {AXIS!r}, got {tuple(mesh.axis_names)}"
         )
-    devices = list(mesh.devices.flat)
-    here = {device for device in devices if device.process_index == jax.process_index()}
-    if len(here) < len(devices):
-        raise ValueError(
-            f"mesh spans processes: {len(here)} of its {len(devices)} devices belong "
-            "to this one. A fit uses the devices of one process"
-        )
     return Mesh(mesh.devices, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def spans_processes(mesh: Any) -> bool:
+    """Whether a mesh has devices of other processes.
+
+    Raises:
+      ValueError: it has those of some of the processes only; the others would wait.
+    """
+    if not isinstance(mesh, Mesh):
+        return False
+    found = {device.process_index for device in mesh.devices.flat}
+    if found != {jax.process_index()} and len(found) < jax.process_count():
+        raise ValueError(
+            f"mesh must have devices of this process alone, or of all "
+            f"{jax.process_count()} processes; it has those of {sorted(found)}"
+        )
+    return found != {jax.process_index()}
 
 
 class Part(NamedTuple):
@@ -62,22 +73,35 @@ class Partition:
     all of them share one program.
     """
 
-    def __init__(self, mesh: Mesh, pairs: Pairs, num_rows: int):
+    def __init__(
+        self,
+        mesh: Mesh,
+        pairs: Pairs,
+        num_rows: int,
+        process: np.ndarray | None = None,
+    ):
         """Partitions all pairs; splits of them follow.
 
         Args:
           mesh: of `check_mesh`.
           pairs: all pairs.
           num_rows: M.
+          process: int[U], whose devices each user's pairs are on; None for all.
         """
         self.mesh, self.num_rows = mesh, num_rows
         size = mesh.devices.size
+        owner = np.array([device.process_index for device in mesh.devices.flat])
+        self.here = np.flatnonzero(owner == jax.process_index())
         counts = pairs.counts
         device = np.zeros(pairs.num_users, int)
-        load = np.zeros(size, np.int64)
-        for user in np.argsort(-counts, kind="stable"):  # The largest first.
-            device[user] = int(load.argmin())
-            load[device[user]] += counts[user]
+        groups = [(np.arange(pairs.num_users), np.arange(size))]
+        if process is not None:
+            groups = [
+                (np.flatnonzero(process == number), np.flatnonzero(owner == number))
+                for number in np.unique(owner)
+            ]
+        for users, devices in groups:
+            device[users] = devices[_balanced(counts[users], len(devices))]
         self.parts, capacities, sides = [], [], []
         for d in range(size):
             users = np.flatnonzero(device == d)
@@ -101,18 +125,21 @@ class Partition:
     def table(self, features) -> jax.Array:
         """float[devices, m, D], the rows of every device, on that device."""
         shards = []
-        for part, device in zip(self.parts, self.mesh.devices.flat):
-            rows = np.zeros((1, self.num_local, features.shape[1]), features.dtype)
-            rows[0, : len(part.rows)] = np.asarray(features[part.rows])
-            shards.append(jax.device_put(rows, device))
-        shape = (len(shards), *shards[0].shape[1:])
-        sharding = NamedSharding(self.mesh, P(AXIS))
-        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+        for at in self.here:
+            used = self.parts[at].rows
+            rows = np.zeros((self.num_local, features.shape[1]), features.dtype)
+            rows[: len(used)] = (
+                features.take(used)
+                if isinstance(features, DistributedTable)
+                else np.asarray(features[used])
+            )
+            shards.append(rows)
+        return self._on_devices(shards)
 
     def pairs(self, pairs: Pairs) -> list[Pairs]:
-        """The pairs of each device: users and rows renumbered, padded with no pair."""
+        """The pairs of each device of this process, padded with users without any."""
         out = []
-        for part in self.parts:
+        for part in (self.parts[at] for at in self.here):
             mine = _of_users(pairs, part.users)
             mine = _renumbered(mine, part.rows, self.num_rows)
             missing = self.num_users - len(part.users)
@@ -122,19 +149,46 @@ class Partition:
             out.append(mine._replace(offsets=offsets.astype(np.int32)))
         return out
 
+    def shapes(self) -> list[tuple[np.ndarray, SideCounts]]:
+        """(capacity, side counts) of each device of this process."""
+        return [(self.capacities[at], self.sides[at]) for at in self.here]
+
     def stack(self, trees: list) -> Any:
-        """One tree per device as a tree of arrays with a leading axis of devices."""
+        """A tree per device of this process as arrays with an axis of all devices."""
+        return jax.tree.map(lambda *leaves: self._on_devices(leaves), *trees)
+
+    def _on_devices(self, arrays) -> jax.Array:
+        shards = [
+            jax.device_put(np.asarray(array)[None], self.mesh.devices.flat[at])
+            for at, array in zip(self.here, arrays, strict=True)
+        ]
+        shape = (self.mesh.devices.size, *shards[0].shape[1:])
         sharding = NamedSharding(self.mesh, P(AXIS))
+        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
-        def join(*leaves):
-            shards = [
-                jax.device_put(np.asarray(leaf)[None], device)
-                for leaf, device in zip(leaves, self.mesh.devices.flat)
-            ]
-            shape = (len(shards), *shards[0].shape[1:])
-            return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
-        return jax.tree.map(join, *trees)
+def _balanced(counts: np.ndarray, size: int) -> np.ndarray:
+    """int[U], a bin of `size` for each user, the largest first."""
+    bins, load = np.zeros(len(counts), int), np.zeros(size, np.int64)
+    for user in np.argsort(-counts, kind="stable"):
+        bins[user] = int(load.argmin())
+        load[bins[user]] += counts[user]
+    return bins
+
+
+def replicated(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that all processes have, on all devices of a mesh that spans them."""
+    if not spans_processes(mesh):
+        return tree
+    sharding = NamedSharding(mesh, P())
+
+    def place(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return x
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+    return jax.tree.map(place, tree)
 
 
 def _of_users(pairs: Pairs, users: np.ndarray) -> Pairs:

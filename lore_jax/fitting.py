@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lore_jax import _checks, _tables
+from lore_jax import _checks, _processes, _tables
 from lore_jax._entry import public
-from lore_jax._mesh import check_mesh
+from lore_jax._mesh import check_mesh, spans_processes
 from lore_jax._pairs.blocks import visit_rows
+from lore_jax._pairs.distributed import DistributedTable, gather_pairs
 from lore_jax._pairs.pack import pack
 from lore_jax._pairs.projected import project_pairs
 from lore_jax._train import published
@@ -37,7 +38,7 @@ from lore_jax.results import Fitted, History, Progress
 _RECIPES = Marginal, PublishedJoint, PublishedAlternating
 
 
-@public("losses.bradley_terry_loss and an optimiser")
+@public("losses.bradley_terry_loss and an optimiser", over_mesh=True)
 def fit(
     prefs: Preferences,
     *,
@@ -73,9 +74,12 @@ def fit(
         trained at the same time, which is faster.
       every: default a tenth of the steps.
       resume: a `Progress` of the same fit: what it had done is not done again.
-      mesh: devices of this process that train together, `jax.make_mesh((n,),
-        ("users",))`. Users are partitioned over them, with the rows of their pairs.
-        `Marginal` and a table in memory only.
+      mesh: devices that train together, `jax.make_mesh((n,), ("users",))`. Users are
+        partitioned over them, with the rows of their pairs. `Marginal` and a table in
+        memory only. Where it has the devices of several processes, each of them passes
+        its own users, by name, and either its own table or one array that is sharded
+        over all of them by rows. Every process gets the same model, and the weights
+        of its own users in the order of their names.
       progress: shows a bar with the stage and an estimate of the time; needs tqdm.
 
     Returns:
@@ -99,25 +103,28 @@ def fit(
         model=RewardModel(D=4, K=2, temperature=100,
           prior=Dirichlet(1)))
     """
-    _checks.check_type(prefs, Preferences, "prefs")
     recipe = Marginal() if recipe is None else recipe
-    if not isinstance(recipe, _RECIPES):
-        names = ", ".join(kind.__name__ for kind in _RECIPES)
-        raise TypeError(f"recipe must be one of {names}, got {recipe!r}")
-    _check_rank(rank, recipe, init)
-    _check_anchor(anchor, prefs, rank, recipe)
-    if init is not None:
-        _check_init(init, prefs, rank)
-    _check_weights(prefs)
     settings = rank, recipe, init, anchor
+    if spans_processes(mesh):
+        _processes.together(lambda: _check_arguments(prefs, *settings, mesh))
+        _processes.agree(
+            rank=rank,
+            recipe=recipe,
+            key=np.asarray(_key_data(key)).tolist(),
+            init=None if init is None else np.asarray(init.basis).tobytes(),
+            resume=None if resume is None else getattr(resume, "digest", resume),
+        )
+        prefs = gather_pairs(prefs)
+    else:
+        _check_arguments(prefs, *settings, mesh)
     if mesh is not None:
         mesh = check_mesh(mesh)
-        _check_mesh_fit(prefs, rank, recipe)
     bar = _make_bar(recipe) if progress and rank != 0 else None
     run = _make_run(prefs, key, settings, on_progress, every, resume, bar)
     if rank == 0:
         return _anchor_alone(prefs, anchor, recipe)
-    _check_data(prefs)
+    if not isinstance(prefs.features, DistributedTable):
+        _check_data(prefs)
     with contextlib.ExitStack() as stack:
         if bar is not None:
             stack.callback(bar.close)
@@ -186,6 +193,29 @@ def fit_prior(
     )
 
 
+def _check_arguments(prefs, rank, recipe, init, anchor, mesh) -> None:
+    """What can be said before any process waits for another."""
+    _checks.check_type(prefs, Preferences, "prefs")
+    if not isinstance(recipe, _RECIPES):
+        names = ", ".join(kind.__name__ for kind in _RECIPES)
+        raise TypeError(f"recipe must be one of {names}, got {recipe!r}")
+    _check_rank(rank, recipe, init)
+    _check_anchor(anchor, prefs, rank, recipe)
+    if init is not None:
+        _check_init(init, prefs, rank)
+    _check_weights(prefs)
+    if mesh is not None:
+        check_mesh(mesh)
+        _check_mesh_fit(prefs, rank, recipe)
+        if spans_processes(mesh):
+            _check_data(prefs)
+
+
+def _key_data(key):
+    is_key = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(key) if is_key else key
+
+
 def _check_mesh_fit(prefs: Preferences, rank, recipe: Recipe) -> None:
     if isinstance(prefs.features, FeatureSource):
         raise ValueError("mesh needs a table in memory, got a FeatureSource")
@@ -252,7 +282,14 @@ def _check_data(prefs: Preferences) -> None:
     if not prefs.num_pairs:
         raise ValueError("prefs holds no pair to learn from")
     # `from_pairs` checks arrays, but not those that took their place since.
-    visit_rows(prefs.features, _check_block)
+    features = prefs.features
+    if isinstance(features, jax.Array) and not features.is_fully_addressable:
+        for shard in features.addressable_shards:
+            if len(shard.data) and shard.data.shape[1:] != features.shape[1:]:
+                raise ValueError("features may be sharded over its rows only")
+            _check_block(shard.index[0].start or 0, np.asarray(shard.data))
+        return
+    visit_rows(features, _check_block)
 
 
 def _check_block(first: int, block: np.ndarray) -> None:

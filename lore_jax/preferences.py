@@ -34,7 +34,7 @@ class FeatureSource(Protocol):
 
 
 class Ids:
-    """Names of users and items, kept beside the arrays.
+    """Names of users, items and groups, kept beside the arrays.
 
     A name is a string or an integer. Two records with equal names are equal, so they
     share compiled programs. The arrays are read-only.
@@ -42,18 +42,25 @@ class Ids:
     Attributes:
       users: str[U] or int[U], or None where users are indices.
       items: str[M] or int[M], or None where items are rows.
+      groups: str[G] or int[G] of `Preferences.group`, or None without groups.
     """
 
-    def __init__(self, users: np.ndarray | None, items: np.ndarray | None):
-        """Keeps read-only views of both arrays."""
+    def __init__(
+        self,
+        users: np.ndarray | None,
+        items: np.ndarray | None,
+        groups: np.ndarray | None = None,
+    ):
+        """Keeps read-only views of the arrays."""
         self.users = _read_only(users)
         self.items = _read_only(items)
+        self.groups = _read_only(groups)
 
     @functools.cached_property
     def digest(self) -> bytes:
         """16 bytes that stand for the names; worked out once."""
         digest = hashlib.blake2b(digest_size=16)
-        for names in (self.users, self.items):
+        for names in (self.users, self.items, self.groups):
             if names is None:
                 digest.update(b"none")
             elif names.dtype.kind == "U":
@@ -65,7 +72,7 @@ class Ids:
         return digest.digest()
 
     def __eq__(self, other: object) -> bool:
-        """True where both name the same users and items in the same order."""
+        """True where both have the same names in the same order."""
         if not isinstance(other, Ids):
             return NotImplemented
         return self is other or self.digest == other.digest
@@ -207,10 +214,12 @@ class Preferences(struct.PyTreeNode):
         weights = _checks.host_floats(
             sample_weight, length, "sample_weight", 0.0, np.inf
         )
+        groups = None
         if group is not None:
             group = _ids.column(group, "group")
             _checks.host_length(group, length, "group")
-            group = np.unique(group, return_inverse=True)[1].astype(np.int32)
+            groups, group = np.unique(group, return_inverse=True)
+            group = group.astype(np.int32)
         order = np.argsort(user, kind="stable").astype(np.int32)
         counts = np.bincount(user, minlength=num_users)
 
@@ -228,7 +237,7 @@ class Preferences(struct.PyTreeNode):
             sample_weight=sort(weights),
             group=sort(group),
             num_users=num_users,
-            ids=None if users is None and items is None else Ids(users, items),
+            ids=None if users is None and items is None else Ids(users, items, groups),
         )
 
     @classmethod
@@ -471,7 +480,7 @@ def _rebuilt(prefs: Preferences, keep, user, users) -> Preferences:
     num_users = len(users) if renumbered else users
     ids = prefs.ids
     if renumbered and ids is not None and ids.users is not None:
-        ids = Ids(ids.users[users], ids.items)
+        ids = Ids(ids.users[users], ids.items, ids.groups)
     counts = np.bincount(user, minlength=num_users)
     return prefs.replace(
         chosen=take(prefs.chosen),

@@ -11,12 +11,21 @@ import lore_jax
 
 ROOT = pathlib.Path(lore_jax.__file__).parent
 LAYERS = (
-    {"_backend", "_pairs.row_sums", "_train.bar", "config", "hf.texts", "io.files"},
+    {
+        "_backend",
+        "_processes",
+        "_pairs.row_sums",
+        "_train.bar",
+        "config",
+        "hf.texts",
+        "io.files",
+    },
     {"_checks", "_equations", "hf.table", "hf.text_model", "_solve.interior_point"},
     {"_entry", "_ids", "_tables", "hf.embedding", "prior"},
     {"_posterior.table", "_solve.simplex", "data.votes", "preferences"},
     {
         "_pairs.blocks",
+        "_pairs.distributed",
         "_pairs.pack",
         "_pairs.used_rows",
         "_posterior.moments",

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 import lore_jax as lore
+from benchmarks.mesh_cost import step_cost
 from lore_jax import _mesh
 from lore_jax._pairs.pack import pack
 from lore_jax._train import coordinates, marginal, steps
@@ -165,6 +166,9 @@ def test_a_step_costs_one_all_reduce():
     found = re.findall(r"= f32\[(\d+)\]\S* all-reduce\(", text)
     assert len(found) == 1, found
     assert 4 * int(found[0]) <= 4 * (12 * rank + num_atoms) + 64
+    cost = step_cost(rows=80, width=12, rank=rank, pairs=prefs.num_pairs, devices=4,
+                     atoms=num_atoms)  # fmt: skip
+    assert cost.reduced == 4 * int(found[0])
     for word in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
         assert word not in text
 
@@ -187,6 +191,22 @@ def test_parts_hold_their_own_rows_and_users_balanced():
     assert table.shape == (4, partition.num_local, 12)
     for part, rows in zip(partition.parts, np.asarray(table)):
         np.testing.assert_array_equal(rows[: len(part.rows)], prefs.features[part.rows])
+
+
+def test_devices_hold_as_many_rows_as_predicted():
+    rng = np.random.default_rng(0)
+    rows, pairs = 3000, 4000
+    chosen = rng.integers(rows, size=pairs)
+    rejected = (chosen + rng.integers(1, rows, size=pairs)) % rows
+    prefs = lore.Preferences.from_pairs(
+        np.zeros((rows, 2), np.float32), chosen, rejected, np.arange(pairs) // 10
+    )
+    for size in (2, 4):
+        mesh = _mesh.check_mesh(make_mesh(size))
+        partition = _mesh.Partition(mesh, pack(prefs), rows)
+        cost = step_cost(rows=rows, width=2, rank=3, pairs=pairs, devices=size)
+        held = [len(part.rows) for part in partition.parts]
+        np.testing.assert_allclose(held, cost.rows, rtol=0.04)
 
 
 def test_splits_have_the_shapes_of_the_whole():

@@ -1,46 +1,135 @@
-"""Two real processes on loopback: arrays that span them are refused by name."""
+"""Real processes on loopback: they fit together, or all of them refuse."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
+import jax
+import numpy as np
+import pytest
+from fixtures import mesh_processes
+from process_cases import free_port, run
 
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
+import lore_jax as lore
+from experiments import distributed
 
 
-def test_arrays_of_two_processes_are_refused_on_both():
-    port = str(free_port())
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
-    script = ROOT / "tests" / "fixtures" / "processes.py"
-    both = [
-        subprocess.Popen(
-            [sys.executable, str(script), port, str(process)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
+def lines_of(out):
+    ours = [line for line in out.splitlines() if ": " in line and line[0] != "["]
+    return dict(line.split(": ", 1) for line in ours)
+
+
+def test_without_a_mesh_arrays_of_two_processes_are_refused_on_both():
+    port = free_port()
+    for status, out, error in run("processes.py", [(port, 0), (port, 1)]):
+        assert status == 0, error[-2000:]
+        lines = lines_of(out)
+        assert lines.pop("own") == "(2, 2)"
+        assert len(lines) == 16
+        for name, said in lines.items():
+            assert "spans processes" in said, f"{name}: {said}"
+
+
+def fits(tmp_path, kind, record=None, **environment):
+    """What two processes with two devices each found."""
+    port, out = free_port(), tmp_path / f"{kind}{record is not None}"
+    more = () if record is None else (record,)
+    each = [(port, 2, process, 2, kind, out, *more) for process in range(2)]
+    for status, _, error in run("mesh_processes.py", each, **environment):
+        assert status == 0, error[-2000:]
+    return [dict(np.load(f"{out}.{process}.npz")) for process in range(2)], out
+
+
+def alone(kind, **more):
+    prefs = mesh_processes.preferences(kind, 1, 0)
+    settings = dict(rank=2, key=jax.random.key(0), recipe=mesh_processes.RECIPE)
+    return lore.fit(prefs, **settings, **more)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "shared",
+        pytest.param("named", marks=pytest.mark.slow),
+        pytest.param("private", marks=pytest.mark.slow),
+    ],
+)
+def test_a_fit_of_two_processes_is_that_of_one(tmp_path, kind):
+    """A table sharded over both, rows with names in both, and rows of one's own."""
+    found, out = fits(tmp_path, kind)
+    records = []
+    want = alone(kind, on_progress=records.append)
+    scale = np.abs(want.model.basis).max()
+    rows = want.history.selection
+    settings = [str(mesh_processes.settings_of(row)) for row in rows]
+    for one in found:
+        assert one["settings"].tolist() == settings
+        assert str(one["fingerprint"]) == records[0].fingerprint
+        np.testing.assert_allclose(
+            one["basis"], want.model.basis, rtol=0, atol=1e-5 * scale
         )
-        for process in range(2)
-    ]
-    try:
-        for process in both:
-            out, error = process.communicate(timeout=120)
-            assert process.returncode == 0, error[-2000:]
-            ours = [line for line in out.splitlines() if not line.startswith("[")]
-            lines = dict(line.split(": ", 1) for line in ours)
-            assert lines.pop("own") == "(2, 2)"
-            assert len(lines) == 17
-            for name, said in lines.items():
-                assert "spans processes" in said, f"{name}: {said}"
-    finally:
-        for process in both:
-            process.kill()
-            process.communicate()
+        np.testing.assert_array_equal(one["basis"], found[0]["basis"])
+        np.testing.assert_allclose(one["loss"], want.history.loss, rtol=1e-5)
+        place = np.searchsorted(want.user_ids, one["users"])
+        np.testing.assert_allclose(one["weights"], want.weights[place], atol=1e-4)
+    users = np.concatenate([one["users"] for one in found])
+    assert sorted(users) == want.user_ids.tolist()
+    # One process goes on from what two had done.
+    half = lore.load_progress(f"{out}.1.half")
+    again = alone(kind, resume=half)
+    np.testing.assert_allclose(
+        again.model.basis, want.model.basis, rtol=0, atol=1e-5 * scale
+    )
+
+
+@pytest.mark.slow
+def test_in_double_precision_the_difference_is_rounding(tmp_path):
+    (one, _), _ = fits(tmp_path, "named", JAX_ENABLE_X64="1")
+    with jax.enable_x64(True):
+        want = alone("named")
+    scale = np.abs(want.model.basis).max()
+    np.testing.assert_allclose(one["basis"], want.model.basis, atol=1e-12 * scale)
+
+
+def test_both_refuse_what_does_not_go_together():
+    port = free_port()
+    said = []
+    for status, out, error in run("mesh_refusals.py", [(port, 0), (port, 1)]):
+        assert status == 0, error[-2000:]
+        said.append(lines_of(out))
+    assert len(said[0]) == 17
+    assert said[0] == said[1]
+    for name, line in said[0].items():
+        assert line.startswith("ValueError: "), f"{name}: {line}"
+    words = {
+        "key": "key must be the same on every process: process 0 has",
+        "a rank that is none": "process 1: rank must be an integer",
+        "shared users": "user 'ann' is one of processes 0 and 1",
+        "no names": "need names: user_ids",
+        "nan": "process 1: features must be finite; row 3, column 1 is nan",
+        "record of one": "resume must be the same",
+        "axis of one": "process 1: mesh must have the one axis 'users'",
+        "sharded by columns": "sharded over its rows only",
+    }
+    for name, text in words.items():
+        assert text in said[0][name]
+
+
+@pytest.mark.slow
+def test_when_one_is_killed_the_other_ends_and_both_go_on_from_the_record(tmp_path):
+    port, out = free_port(), tmp_path / "cut"
+    each = [(port, 2, process, 2, "killed", out) for process in range(2)]
+    (status, _, error), (killed, _, _) = run("mesh_processes.py", each, timeout=90)
+    assert killed == -9
+    assert status != 0
+    assert "another task died" in error or "Connection" in error
+    (one, _), _ = fits(tmp_path, "killed", f"{out}.1.record")
+    (want, _), _ = fits(tmp_path, "not killed")
+    np.testing.assert_array_equal(one["basis"], want["basis"])
+
+
+@pytest.mark.slow
+def test_the_example_fits_the_votes_on_two_processes(capfd):
+    distributed.main(["--processes", "2", "--devices", "2"])
+    out = capfd.readouterr().out
+    rows = [line.split("|")[1:-1] for line in out.splitlines() if "e-" in line]
+    assert [row[0].strip() for row in rows] == ["votes", "planted"]
+    for _, basis, weights, _ in rows:
+        assert float(basis) <= 1e-5
+        assert float(weights) <= 1e-4

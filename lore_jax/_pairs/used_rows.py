@@ -18,7 +18,7 @@ def take_rows(prefs: Preferences, rows: np.ndarray) -> Preferences:
         else features[rows]
     )
     if ids is not None and ids.items is not None:
-        ids = Ids(ids.users, np.asarray(ids.items)[rows])
+        ids = Ids(ids.users, np.asarray(ids.items)[rows], ids.groups)
     return prefs.replace(
         features=taken,
         chosen=place[np.asarray(prefs.chosen)],

@@ -21,6 +21,7 @@ from flax import struct
 
 from lore_jax._backend import EXACT
 from lore_jax._pairs.blocks import visit_rows
+from lore_jax._pairs.distributed import DistributedTable
 from lore_jax.data.splits import connected
 from lore_jax.preferences import FeatureSource, Preferences
 
@@ -195,6 +196,8 @@ def padded(coordinates: Coordinates, size: int) -> Coordinates:
 
 def gather_rows(features, rows: np.ndarray) -> np.ndarray:
     """Rows of a table or `FeatureSource`, ascending, in one pass: [n, D]."""
+    if isinstance(features, DistributedTable):
+        return features.gather_rows(rows)
     if not isinstance(features, FeatureSource):
         return np.asarray(features[rows])
     out = np.empty((len(rows), features.shape[1]), features.dtype)

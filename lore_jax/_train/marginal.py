@@ -180,8 +180,8 @@ def make_mesh_problem(
         make_problem(rows, part, atoms, base, coordinates, capacity, sides).replace(
             features=None, **dict.fromkeys(whole)
         )
-        for part, capacity, sides in zip(
-            partition.pairs(pairs), partition.capacities, partition.sides
+        for part, (capacity, sides) in zip(
+            partition.pairs(pairs), partition.shapes(), strict=True
         )
     ]
     return partition.stack(parts).replace(features=features, **whole)

@@ -1,13 +1,15 @@
 """The default recipe: every setting on hold-outs, then a training on all pairs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lore_jax import _checks
+from lore_jax import _checks, _processes
+from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import count_users, pack
 from lore_jax._pairs.projected import project_pairs
 from lore_jax._pairs.used_rows import without_unused_rows
@@ -37,9 +39,12 @@ def fit_marginal(
     """`fit` by the default recipe; a rank, or the best of several."""
     key_atoms, key_start, key_split = jax.random.split(key, 3)
     ids, temperature = prefs.ids, recipe.temperature
-    prefs = without_unused_rows(prefs)
-    if not isinstance(prefs.features, FeatureSource):  # One copy for all candidates.
-        prefs = prefs.replace(features=jnp.asarray(prefs.features))
+    table: Any = prefs.features
+    distributed = isinstance(table, DistributedTable)
+    if not distributed:
+        prefs = without_unused_rows(prefs)
+        if not isinstance(prefs.features, FeatureSource):  # One copy for all.
+            prefs = prefs.replace(features=jnp.asarray(prefs.features))
     train = CandidateTrainer(prefs, (key_atoms, key_start), recipe, init, run, mesh)
     if not run.choice:
         search = recipe.search
@@ -54,13 +59,20 @@ def fit_marginal(
     bases = [v for v, _ in results]
     priors = [with_settings(prior, choice["settings"]) for _, prior in results]
     at = int(run.finished[0].argmin())
-    pairs = pack(prefs)
-    found = [project_pairs(prefs.features, v, pairs) for v in bases]
+    own = table.own(prefs) if distributed else prefs
+    pairs = pack(own)
+    found = [project_pairs(own.features, v, pairs) for v in bases]
     adapted = [adapt_projected(x, p, temperature) for x, p in zip(found, priors)]
     stops = [row for row in choice["rows"] if "num_steps" in row]
     heldout = tuple(choice["heldout"])
     if best.rank > 1:
         _warn_unless_it_helps(heldout)
+    starts = compare_starts(
+        bases, [x.proj for x in found], [x.weights for x in adapted], at
+    )
+    if distributed:
+        ids = own.ids
+        starts = starts and _mean_over_processes(starts)
     return Fitted(
         model=RewardModel(bases[at], priors[at], temperature),
         weights=jnp.asarray(adapted[at].weights),
@@ -73,13 +85,16 @@ def fit_marginal(
             validation=np.array([row["log_loss"] for row in stops], np.float32),
             validation_steps=np.array([row["num_steps"] for row in stops], np.int32),
             heldout=heldout,
-            starts=compare_starts(
-                bases, [x.proj for x in found], [x.weights for x in adapted], at
-            ),
+            starts=starts,
         ),
         recipe=recipe,
         ids=ids,
     )
+
+
+def _mean_over_processes(starts: dict[str, float]) -> dict[str, float]:
+    total = _processes.add(np.array([*starts.values(), 1.0]))
+    return dict(zip(starts, map(float, total[:-1] / total[-1]), strict=True))
 
 
 def _choose(

@@ -17,6 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lore_jax._pairs.blocks import visit_rows
+from lore_jax._pairs.distributed import DistributedTable, row_digests
+from lore_jax._pairs.used_rows import without_unused_rows
 from lore_jax._train.steps import Steps, train
 from lore_jax.io.files import digest
 from lore_jax.preferences import FeatureSource, Preferences
@@ -178,13 +180,17 @@ def _restored(template, leaves: tuple):
 def fingerprint(prefs: Preferences, key, *settings) -> str:
     """What a fit depends on, in 32 characters; the table is read once.
 
-    A table in memory and a `FeatureSource` with the same rows have the same one.
+    A table in memory, a `FeatureSource` and the parts of several processes have the
+    same one where the rows that pairs use are the same. Rows that none uses, and the
+    order of rows that have names, do not count.
 
     Args:
       prefs: all of it counts except the names.
       key: of the fit.
       *settings: dataclasses, arrays, None, or anything with a faithful repr.
     """
+    if not isinstance(prefs.features, DistributedTable):
+        prefs = without_unused_rows(prefs)
     digest = hashlib.blake2b(digest_size=16)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
@@ -202,12 +208,19 @@ def fingerprint(prefs: Preferences, key, *settings) -> str:
         else:
             digest.update(repr(value).encode())
 
-    def visit(_, block):
-        block = np.asarray(block)
-        for start in range(0, len(block), _ROWS):  # No copy of the table at once.
-            digest.update(block[start : start + _ROWS].tobytes())
+    total = 0
 
-    visit_rows(prefs.features, visit)
+    def visit(first, block):
+        nonlocal total
+        for start in range(0, len(block), _ROWS):  # No copy of the table at once.
+            rows = np.asarray(block[start : start + _ROWS])
+            total += row_digests(first + start + np.arange(len(rows)), rows)
+
+    if isinstance(prefs.features, DistributedTable):
+        total = prefs.features.digest()
+    else:
+        visit_rows(prefs.features, visit)
+    digest.update((total % (1 << 128)).to_bytes(16, "little"))
     return digest.hexdigest()
 
 

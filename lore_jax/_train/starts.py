@@ -1,12 +1,16 @@
 """Starts of the default recipe: random, or the directions that users differ in most."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lore_jax import _processes
 from lore_jax._equations import pair_coefficients
 from lore_jax._pairs.blocks import back_project_rows, project_rows
+from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._train.coordinates import Coordinates, basis_of, slope_of
 from lore_jax.preferences import Preferences
 
@@ -68,7 +72,11 @@ def singular_directions(
       prefs: the pairs.
       coordinates: W.
     """
-    dtype = coordinates.gains.dtype
+    dtype, everyone = coordinates.gains.dtype, prefs
+    table: Any = prefs.features
+    distributed = isinstance(table, DistributedTable)
+    if distributed:
+        prefs = table.own(prefs)
     chosen, user = np.asarray(prefs.chosen), np.asarray(prefs.user)
     rejected = None if prefs.rejected is None else np.asarray(prefs.rejected)
     share = np.asarray(pair_coefficients(prefs, "users", dtype), np.float64)
@@ -92,10 +100,14 @@ def singular_directions(
         if rejected is not None:
             np.add.at(slopes, rejected, -pushed)
         back = back_project_rows(prefs.features, slopes.astype(dtype))
+        if distributed:
+            back = jnp.asarray(_processes.add(back), dtype)
         directions = np.linalg.qr(np.asarray(slope_of(back, coordinates), np.float64))[
             0
         ]
     means = means_of(directions)
+    if distributed:
+        means = table.gather_users(everyone, means.T).T
     turned = np.linalg.svd(means, full_matrices=False)[2].T
     turned[:, 0] *= np.sign((means @ turned[:, 0]).sum()) or 1.0
     return directions @ turned

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from lore_jax import _equations
 from lore_jax._backend import check_stopped, wait_for
-from lore_jax._mesh import on_devices, sum_over_devices
+from lore_jax._mesh import on_devices, replicated, sum_over_devices
 from lore_jax._pairs.blocks import back_project_rows, project_rows
 from lore_jax.results import Metrics
 
@@ -180,6 +180,8 @@ def train(
     parts = [] if metrics is None else [jax.tree.map(np.asarray, metrics)]
     done = 0 if metrics is None else len(metrics.loss)
     every = _stride(num_steps) if every is None else every
+    if mesh is not None:
+        state, problem = replicated((state, problem), mesh)
     while done < num_steps or not parts:
         check_stopped()
         length = min(every, num_steps - done)

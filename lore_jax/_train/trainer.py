@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from lore_jax._backend import on_threads
 from lore_jax._mesh import Partition
+from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import pack
 from lore_jax._pairs.row_sums import count_sides
 from lore_jax._train import coordinates, marginal
@@ -75,7 +76,8 @@ class CandidateTrainer:
         self.at_once = not (run.recorded or self.from_source or mesh is not None)
         if mesh is not None:
             table = prefs.features
-            self.partition = Partition(mesh, pack(prefs), table.shape[0])
+            process = table.process if isinstance(table, DistributedTable) else None
+            self.partition = Partition(mesh, pack(prefs), table.shape[0], process)
             self.table = self.partition.table(table)
         self.recipe, self.init, self.run = recipe, init, run
         self.optimiser = marginal.make_optimiser(recipe.learning_rate, recipe.num_steps)
@@ -129,7 +131,7 @@ class CandidateTrainer:
         numbers = candidate.ridge, candidate.tempering, recipe.temperature
         numbers = (jnp.asarray(x, self.dtype) for x in (*numbers, 1.0, steps / 2))
         source = prefs.features if self.from_source else None
-        return self.run.train(
+        found = self.run.train(
             f"{name} {candidate._asdict()} {start}",
             marginal.init_from(theta, problem, self.optimiser),
             marginal.MarginalInputs(problem, marginal.Settings(*numbers)),
@@ -140,6 +142,7 @@ class CandidateTrainer:
             keep=_snapshot if snapshots else None,
             pace=stride(steps),
         )
+        return found if self.mesh is None else jax.tree.map(np.asarray, found)
 
     def each(self, function: Callable, items: Iterable) -> Iterable:
         """`function` of every item, in order; several at once where that may be."""

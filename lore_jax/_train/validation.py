@@ -15,6 +15,7 @@ import numpy as np
 from lore_jax import _checks, _equations
 from lore_jax._backend import on_threads
 from lore_jax._pairs.blocks import project_rows
+from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import Pairs, pack
 from lore_jax._pairs.projected import Projected
 from lore_jax.adaptation import adapt_projected
@@ -44,12 +45,15 @@ class Validation:
         """Nothing is laid out yet."""
         self.training, self.heldout = training, heldout
         self.temperature = temperature
-        self.held = pack(heldout)
+        features = training.features
+        self.table = features if isinstance(features, DistributedTable) else None
+        self.held = pack(self._own(heldout))
         self._shown: dict[tuple, Pairs] = {}
 
     def project(self, basis) -> np.ndarray | jax.Array:
         """Features · V: one read of the table."""
-        return project_rows(self.training.features, basis)
+        table = self.training.features if self.table is None else self.table.table
+        return project_rows(table, basis)
 
     def loss(
         self, proj, priors: Iterable[Prior], shots: Sequence[int | None] = (None,)
@@ -63,7 +67,7 @@ class Validation:
         def mean_loss(prior):
             return np.mean([self._losses(proj, x, prior) for x in shown], axis=0)
 
-        return np.stack(on_threads(mean_loss, priors))
+        return self._of_all(np.stack(on_threads(mean_loss, priors)))
 
     def variance_losses(self, proj, prior: Prior, candidates) -> np.ndarray:
         """Users' log-loss of predictions for each candidate (ρ, s), float[C, U].
@@ -74,7 +78,12 @@ class Validation:
         if total > _SOME:
             users = np.random.default_rng(0).choice(total, _SOME, replace=False)
             users = np.sort(users)
-        held = self.held if users is None else pack(take_users(self.heldout, users))
+        held, some = self.held, self.heldout
+        if users is not None:
+            some = take_users(self.heldout, users)
+            held = pack(self._own(some))
+        if not held.num_users:  # None of these users is of this process.
+            return self._of_all(np.zeros((len(candidates), 0), proj.dtype), some)
         losses = [
             variance_losses(
                 Projected(proj, self._pairs(n, users)),
@@ -85,7 +94,7 @@ class Validation:
             )
             for n in SHOTS
         ]
-        return np.mean(losses, axis=0)
+        return self._of_all(np.mean(losses, axis=0), some)
 
     def curve(self, bases: Sequence[jax.Array], priors: Sequence[Prior]) -> np.ndarray:
         """Log-loss of every user, float[S, U], of S bases with a prior each.
@@ -96,13 +105,24 @@ class Validation:
         ends = np.cumsum([basis.shape[1] for basis in bases])[:-1]
         parts = zip(np.split(np.asarray(joined), ends, axis=1), priors, strict=True)
         pairs = self._pairs(None)
-        return np.stack(on_threads(lambda x: self._losses(x[0], pairs, x[1]), parts))
+        losses = on_threads(lambda x: self._losses(x[0], pairs, x[1]), parts)
+        return self._of_all(np.stack(losses))
+
+    def _own(self, prefs: Preferences) -> Preferences:
+        """The pairs of this process, over its table."""
+        return prefs if self.table is None else self.table.own(prefs)
+
+    def _of_all(self, losses: np.ndarray, some: Preferences | None = None):
+        """Losses of the users of all processes, of those of this one."""
+        if self.table is None:
+            return losses
+        return self.table.gather_users(self.heldout if some is None else some, losses)
 
     def _pairs(self, shots: int | None, users: np.ndarray | None = None) -> Pairs:
         key = shots, users is None
         if key not in self._shown:
             some = self.training if users is None else take_users(self.training, users)
-            self._shown[key] = pack(take_shots(some, shots))
+            self._shown[key] = pack(self._own(take_shots(some, shots)))
         return self._shown[key]
 
     def _losses(self, proj, shown: Pairs, prior: Prior) -> np.ndarray:

@@ -1,0 +1,96 @@
+"""What the processes of a mesh tell one another: bytes, arrays, and what went wrong.
+
+Every function here is called by all processes, in the same order and from one thread.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+_PIECE = 1 << 28  # bytes that a process sends at a time
+_LEAST = 1 << 10
+
+
+def gather_bytes(data: bytes) -> list[bytes]:
+    """The bytes of every process, in order."""
+    size = np.array(divmod(len(data), _PIECE), np.int32)
+    sizes = np.asarray(multihost_utils.process_allgather(size)).reshape(-1, 2)
+    lengths = [int(whole) * _PIECE + int(rest) for whole, rest in sizes]
+    out = [bytearray() for _ in lengths]
+    for start in range(0, max(lengths), _PIECE):
+        longest = min(_PIECE, max(lengths) - start)
+        # Few lengths, so that few programs are compiled.
+        piece = np.zeros(max(_LEAST, 1 << (longest - 1).bit_length()), np.uint8)
+        mine = np.frombuffer(data[start : start + _PIECE], np.uint8)
+        piece[: len(mine)] = mine
+        pieces = np.asarray(multihost_utils.process_allgather(piece))
+        for whole, length, one in zip(out, lengths, pieces, strict=True):
+            whole += one[: max(0, min(_PIECE, length - start))].tobytes()
+    return [bytes(x) for x in out]
+
+
+def gather_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Named arrays of every process, of any shape, in order."""
+    kinds = [(name, x.dtype.str, x.shape) for name, x in arrays.items()]
+    head = json.dumps(kinds).encode()
+    parts = [len(head).to_bytes(8, "little"), head]
+    parts += [np.asarray(x, order="C").tobytes() for x in arrays.values()]
+    return [_read_arrays(memoryview(x)) for x in gather_bytes(b"".join(parts))]
+
+
+def _read_arrays(data: memoryview) -> dict[str, np.ndarray]:
+    start = 8 + int.from_bytes(data[:8], "little")
+    out = {}
+    for name, kind, shape in json.loads(bytes(data[8:start])):
+        dtype, size = np.dtype(kind), math.prod(shape)
+        array = np.frombuffer(data[start : start + size * dtype.itemsize], dtype)
+        out[name] = array.reshape(shape)
+        start += size * dtype.itemsize
+    return out
+
+
+def add(array: Any) -> np.ndarray:
+    """The sum of an array over the processes, in their order, in float64."""
+    parts = gather_arrays({"x": np.asarray(array, np.float64)})
+    return np.sum([part["x"] for part in parts], axis=0)
+
+
+def together(check: Callable[[], T]) -> T:
+    """`check` on every process; if one of them refuses, all do.
+
+    Raises:
+      ValueError: naming the process and what it said.
+    """
+    value, said, cause = None, "", None
+    try:
+        value = check()
+    except (ValueError, TypeError) as error:
+        said, cause = str(error) or type(error).__name__, error
+    for process, text in enumerate(gather_bytes(said.encode())):
+        if text:
+            raise ValueError(f"process {process}: {text.decode()}") from cause
+    return value  # pyright: ignore[reportReturnType]
+
+
+def agree(**values: Any) -> None:
+    """Raises `ValueError` on every process where one has another value; by repr."""
+    for name, value in values.items():
+        found = [x.decode() for x in gather_bytes(repr(value).encode())]
+        other = next((i for i, x in enumerate(found) if x != found[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"{name} must be the same on every process: process 0 has "
+                f"{found[0]:.200}, process {other} has {found[other]:.200}"
+            )
+
+
+def here() -> int:
+    """The number of this process."""
+    return jax.process_index()
