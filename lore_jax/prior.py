@@ -197,6 +197,7 @@ def learn_log_weights(
     return lax.scan(step, start, length=num_steps)[0]
 
 
+@functools.partial(jax.jit, static_argnames=("rank", "num_atoms", "dtype"))
 def make_atoms(key: jax.Array, rank: int, num_atoms: int, dtype=None) -> jax.Array:
     """The K vertices and at least `num_atoms` points drawn over the simplex.
 

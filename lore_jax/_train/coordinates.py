@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lore_jax._backend import EXACT
+from lore_jax._backend import EXACT, tuning
 from lore_jax._pairs.blocks import visit_rows
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax.data.splits import connected
@@ -199,6 +199,8 @@ def gather_rows(features, rows: np.ndarray) -> np.ndarray:
     if isinstance(features, DistributedTable):
         return features.gather_rows(rows)
     if not isinstance(features, FeatureSource):
+        if tuning(features).branches:  # On a CPU no program for every shape.
+            features = np.asarray(features)
         return np.asarray(features[rows])
     out = np.empty((len(rows), features.shape[1]), features.dtype)
 

@@ -5,10 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from lore_jax import _processes
-from lore_jax._equations import pair_coefficients
 from lore_jax._pairs.blocks import back_project_rows, project_rows
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._train.coordinates import Coordinates, basis_of, slope_of
@@ -42,13 +40,12 @@ def make_start(
     """
     size, dtype = coordinates.size, coordinates.gains.dtype
     shape = coordinates.directions.shape[0], rank
-    normal = jax.random.normal(key, shape, dtype)
+    normal = np.asarray(jax.random.normal(key, shape, dtype))
     if coordinates.tail is None:  # The sign and the order of a direction are chance.
-        directions = coordinates.directions.T
-        normal = jnp.matmul(directions, normal, precision=lax.Precision.HIGHEST)
+        normal = np.asarray(coordinates.directions).T @ normal
     num_users = (np.asarray(prefs.counts) > 0).sum()
     if kind == "random" or min(size, num_users) < rank:
-        return _START_STD * normal
+        return jnp.asarray(_START_STD * normal, dtype)
     directions = singular_directions(normal, prefs, coordinates)
     corners = np.eye(rank) - 1 / rank
     if rank > 1:  # In the K − 1 dimensions that the simplex spans.
@@ -59,7 +56,7 @@ def make_start(
 
 
 def singular_directions(
-    start: jax.Array, prefs: Preferences, coordinates: Coordinates
+    start: np.ndarray, prefs: Preferences, coordinates: Coordinates
 ) -> np.ndarray:
     """Top right singular directions of users' mean differences: float[R, K].
 
@@ -68,7 +65,7 @@ def singular_directions(
     The first direction points where people choose.
 
     Args:
-      start: float[R, K], any independent columns.
+      start: NumPy float[R, K], any independent columns.
       prefs: the pairs.
       coordinates: W.
     """
@@ -79,7 +76,11 @@ def singular_directions(
         prefs = table.own(prefs)
     chosen, user = np.asarray(prefs.chosen), np.asarray(prefs.user)
     rejected = None if prefs.rejected is None else np.asarray(prefs.rejected)
-    share = np.asarray(pair_coefficients(prefs, "users", dtype), np.float64)
+    share = np.ones(len(user))
+    if prefs.sample_weight is not None:
+        share = np.asarray(prefs.sample_weight, np.float64)
+    total = np.bincount(user, share, minlength=prefs.num_users)
+    share = share / np.where(total > 0, total, 1)[user]
     if prefs.label is not None:
         share = share * (2 * np.asarray(prefs.label, np.float64) - 1)
     share = share[:, None]

@@ -5,8 +5,9 @@ most responses that a reward model ranks are new (`splits.hold_out`). Losses of 
 hold-outs are averaged after each is divided by that of a global Bradley–Terry model.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -127,17 +128,26 @@ class Validation:
 
     def _losses(self, proj, shown: Pairs, prior: Prior) -> np.ndarray:
         found = Projected(proj, shown)
-        weights = adapt_projected(found, prior, self.temperature).weights
+        if found.rank == 1:  # There is one point on the simplex.
+            weights = np.ones((shown.num_users, 1), proj.dtype)
+        else:
+            weights = adapt_projected(found, prior, self.temperature).weights
         return np.asarray(user_losses(proj, weights, self.held, self.temperature))
 
 
 def user_losses(proj, weights, pairs: Pairs, temperature: float) -> jax.Array:
     """Mean Bradley–Terry loss of each user's pairs, float[U]; NaN without any."""
+    bare = pairs._replace(offsets=None)
+    return _user_losses(proj, weights, bare, temperature, num_users=pairs.num_users)
+
+
+@functools.partial(jax.jit, static_argnames="num_users")
+def _user_losses(proj, weights, pairs, temperature, *, num_users):
     z = _equations.pair_rewards(proj, pairs.chosen, pairs.rejected)
     m = _equations.pair_margins(z, weights, pairs.user) / temperature
-    label: Any = pairs.label
-    loss = _equations.pair_loss(m, label)
-    return _equations.user_means(loss, pairs.sample_weight, pairs.user, pairs.num_users)
+    loss = _equations.pair_loss(m, pairs.label)
+    weight = pairs.sample_weight
+    return _equations.user_means(loss, weight, pairs.user, num_users)
 
 
 def make_holdouts(
