@@ -150,7 +150,7 @@ def test_only_what_float32_leaves_goes_to_float64(compilations):
     hard = margins("collinear", 4, 1e6)
     mixed = adapted(np.concatenate([calm, hard]))
     assert compilations.count > before
-    for name in ("weights", "loss", "gap", "converged", "num_steps"):
+    for name in ("weights", "loss"):
         got = getattr(mixed, name)[: len(calm)]
         # To rounding: more users may be solved by a program for more at once.
         np.testing.assert_allclose(
