@@ -2,7 +2,8 @@
 
 Users are partitioned over the axis "users", balanced by their pairs, and never move. A
 device holds the rows that its users' pairs use and multiplies V by these alone. A step
-costs one all-reduce of the slope in V, the atoms' shares and the log marginal.
+costs one all-reduce of the slope in V and the sums of the recipe: the atoms' shares and
+the log marginal, or the loss and the slope's norm in W.
 """
 
 import functools
@@ -14,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lore_jax import _processes
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import Pairs
 from lore_jax._pairs.row_sums import SideCounts, count_sides
@@ -149,6 +151,33 @@ class Partition:
             out.append(mine._replace(offsets=offsets.astype(np.int32)))
         return out
 
+    def places(self, pairs: Pairs) -> list[np.ndarray]:
+        """Which of all pairs each device of this process has, in its order."""
+        return [_places(pairs, self.parts[at].users) for at in self.here]
+
+    def user_parts(self, values: np.ndarray) -> jax.Array:
+        """Values [U, …] of all users as [devices, n, …], padded with zeros."""
+        parts = []
+        for users in (self.parts[at].users for at in self.here):
+            part = np.zeros((self.num_users, *values.shape[1:]), values.dtype)
+            part[: len(users)] = values[users]
+            parts.append(part)
+        return self._on_devices(parts)
+
+    def join_users(self, values: jax.Array) -> np.ndarray:
+        """The reverse of `user_parts`, on every process."""
+        size = sum(len(part.users) for part in self.parts)
+        out = np.empty((size, *values.shape[2:]), values.dtype)
+        held = {}
+        for shard in values.addressable_shards:
+            held[str(shard.index[0].start or 0)] = np.asarray(shard.data)[0]
+        several = spans_processes(self.mesh)
+        for found in _processes.gather_arrays(held) if several else [held]:
+            for at, rows in found.items():
+                users = self.parts[int(at)].users
+                out[users] = rows[: len(users)]
+        return out
+
     def shapes(self) -> list[tuple[np.ndarray, SideCounts]]:
         """(capacity, side counts) of each device of this process."""
         return [(self.capacities[at], self.sides[at]) for at in self.here]
@@ -193,10 +222,7 @@ def replicated(tree: Any, mesh: Mesh) -> Any:
 
 def _of_users(pairs: Pairs, users: np.ndarray) -> Pairs:
     """The pairs of some users, renumbered in the order given."""
-    counts = pairs.counts[users]
-    ends = np.cumsum(counts)
-    starts = np.repeat(pairs.offsets[users] - (ends - counts), counts)
-    keep = np.arange(counts.sum()) + starts
+    counts, keep = pairs.counts[users], _places(pairs, users)
 
     def take(values):
         return None if values is None else values[keep]
@@ -207,8 +233,15 @@ def _of_users(pairs: Pairs, users: np.ndarray) -> Pairs:
         user=np.repeat(np.arange(len(users)), counts).astype(np.int32),
         sample_weight=take(pairs.sample_weight),
         label=take(pairs.label),
-        offsets=np.concatenate([[0], ends]).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
     )
+
+
+def _places(pairs: Pairs, users: np.ndarray) -> np.ndarray:
+    """int[n], stored positions of the pairs of some users, in the order given."""
+    counts = pairs.counts[users]
+    starts = pairs.offsets[users] - (np.cumsum(counts) - counts)
+    return np.arange(counts.sum()) + np.repeat(starts, counts)
 
 
 def _renumbered(pairs: Pairs, rows: np.ndarray, num_rows: int) -> Pairs:

@@ -75,11 +75,11 @@ def fit(
       every: default a tenth of the steps.
       resume: a `Progress` of the same fit: what it had done is not done again.
       mesh: devices that train together, `jax.make_mesh((n,), ("users",))`. Users are
-        partitioned over them, with the rows of their pairs. `Marginal` and a table in
-        memory only. Where it has the devices of several processes, each of them passes
-        its own users, by name, and either its own table or one array that is sharded
-        over all of them by rows. Every process gets the same model, and the weights
-        of its own users in the order of their names.
+        partitioned over them, with the rows of their pairs. A table in memory and
+        rank 1 or more only. Where it has the devices of several processes, each of
+        them passes its own users, by name, and either its own table or one array that
+        is sharded over all of them by rows. Every process gets the same model, and
+        the weights of its own users in the order of their names.
       progress: shows a bar with the stage and an estimate of the time; needs tqdm.
 
     Returns:
@@ -106,15 +106,9 @@ def fit(
     recipe = Marginal() if recipe is None else recipe
     settings = rank, recipe, init, anchor
     if spans_processes(mesh):
-        _processes.together(lambda: _check_arguments(prefs, *settings, mesh))
-        _processes.agree(
-            rank=rank,
-            recipe=recipe,
-            key=np.asarray(_key_data(key)).tolist(),
-            init=None if init is None else np.asarray(init.basis).tobytes(),
-            resume=None if resume is None else getattr(resume, "digest", resume),
+        prefs, init = _of_all_processes(
+            prefs, *settings, mesh, key, on_progress, every, resume, progress
         )
-        prefs = gather_pairs(prefs)
     else:
         _check_arguments(prefs, *settings, mesh)
     if mesh is not None:
@@ -131,10 +125,10 @@ def fit(
         if isinstance(recipe, Marginal):
             ranks = recipe.search.ranks if rank == "auto" else (int(rank),)
             return fit_marginal(prefs, ranks, key, recipe, init, run, mesh)
-        return _fit_published(prefs, rank, key, recipe, init, anchor, run)
+        return _fit_published(prefs, rank, key, recipe, init, anchor, run, mesh)
 
 
-@public("adapt_users")
+@public("adapt_users", over_mesh=True)
 def fit_prior(
     basis: jax.Array,
     prefs: Preferences,
@@ -142,6 +136,7 @@ def fit_prior(
     key: jax.Array,
     temperature: float = 1.0,
     search: PriorSearch | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """Learns the prior over users and their weights for a basis that is given.
 
@@ -152,6 +147,8 @@ def fit_prior(
       key: consumed.
       temperature: T.
       search: how the prior is chosen; default `PriorSearch()`.
+      mesh: as in `fit`. Only users of other processes make a difference: there is
+        nothing to train.
 
     Returns:
       `Fitted`, with an empty training curve.
@@ -168,17 +165,38 @@ def fit_prior(
       >>> fitted.weights.shape
       (20, 2)
     """
-    _checks.check_type(prefs, Preferences, "prefs")
     search = PriorSearch() if search is None else search
-    if type(search) is not PriorSearch:
-        raise TypeError(f"search must be a PriorSearch, got {search!r}")
-    _checks.check_basis(basis, prefs.num_features)
-    _checks.check_positive(temperature, "temperature")
-    _check_weights(prefs)
-    _check_data(prefs)
+
+    def check():
+        _checks.check_type(prefs, Preferences, "prefs")
+        if type(search) is not PriorSearch:
+            raise TypeError(f"search must be a PriorSearch, got {search!r}")
+        _checks.check_basis(basis, prefs.num_features)
+        _checks.check_positive(temperature, "temperature")
+        _check_weights(prefs)
+        if mesh is not None:
+            check_mesh(mesh)
+            _check_mesh_fit(prefs, rank=1)
+        _check_data(prefs)
+        return np.asarray(_key_data(key)).tolist()
+
+    if several := spans_processes(mesh):
+        numbers = _processes.together(check)
+        settings: Any = dict(search=search, temperature=float(temperature))
+        given = np.asarray(basis).tobytes()
+        _processes.agree(key=numbers, basis=given, **settings)
+        prefs = gather_pairs(prefs)
+    else:
+        check()
+    table: Any = prefs.features
+    own = table.own(prefs) if several else prefs
     basis = jnp.asarray(basis, jnp.result_type(float))
-    found = project_pairs(prefs.features, basis, pack(prefs))
-    _tables.check_projected(found.proj, prefs.features, temperature)
+    found = project_pairs(own.features, basis, pack(own))
+
+    def check_projected():
+        _tables.check_projected(found.proj, own.features, temperature)
+
+    _processes.together(check_projected) if several else check_projected()
     kinds: Any = dict(key=key, temperature=temperature, grids=search)
     prior, selection = learn_prior(found, prefs, **kinds)
     adapted = adapt_projected(found, prior, temperature)
@@ -189,8 +207,38 @@ def fit_prior(
         logits=jnp.asarray(adapted.logits),
         history=History(empty, empty, empty, selection),
         recipe=search,
-        ids=prefs.ids,
+        ids=own.ids,
     )
+
+
+def _of_all_processes(
+    prefs, rank, recipe, init, anchor, mesh, key, on_progress, every, resume, progress
+) -> tuple[Preferences, RewardParams | None]:
+    """The pairs of all processes, and `init` of all users; or all of them refuse."""
+
+    def check():
+        _check_arguments(prefs, rank, recipe, init, anchor, mesh)
+        _check_every(every, on_progress)
+        if resume is not None:
+            _checks.check_type(resume, Progress, "resume")
+        return np.asarray(_key_data(key)).tolist()
+
+    found = _processes.together(check)
+    _processes.agree(
+        rank=rank,
+        recipe=recipe,
+        key=found,
+        init=None if init is None else np.asarray(init.basis).tobytes(),
+        anchor=None if anchor is None else np.asarray(anchor).tobytes(),
+        resume=None if resume is None else resume.digest,
+        every=(on_progress is not None, every, progress),
+    )
+    everyone = gather_pairs(prefs)
+    if init is not None:
+        logits = np.asarray(init.logits)[np.argsort(prefs.user_ids)]
+        logits = everyone.features.gather_users(everyone, logits.T).T
+        init = RewardParams(basis=init.basis, logits=logits)
+    return everyone, init
 
 
 def _check_arguments(prefs, rank, recipe, init, anchor, mesh) -> None:
@@ -206,7 +254,7 @@ def _check_arguments(prefs, rank, recipe, init, anchor, mesh) -> None:
     _check_weights(prefs)
     if mesh is not None:
         check_mesh(mesh)
-        _check_mesh_fit(prefs, rank, recipe)
+        _check_mesh_fit(prefs, rank)
         if spans_processes(mesh):
             _check_data(prefs)
 
@@ -216,14 +264,11 @@ def _key_data(key):
     return jax.random.key_data(key) if is_key else key
 
 
-def _check_mesh_fit(prefs: Preferences, rank, recipe: Recipe) -> None:
+def _check_mesh_fit(prefs: Preferences, rank) -> None:
     if isinstance(prefs.features, FeatureSource):
         raise ValueError("mesh needs a table in memory, got a FeatureSource")
-    if not isinstance(recipe, Marginal) or rank == 0:
-        raise ValueError(
-            f"mesh trains Marginal() at rank 1 or more, got {type(recipe).__name__} at "
-            f"rank {rank!r}"
-        )
+    if rank == 0:
+        raise ValueError("mesh trains at rank 1 or more; rank 0 trains nothing")
 
 
 def _make_bar(recipe: Recipe) -> Bar:
@@ -297,7 +342,7 @@ def _check_block(first: int, block: np.ndarray) -> None:
     _checks.host_float_table(block, what)
 
 
-def _make_run(prefs, key, settings, on_progress, every, resume, bar) -> Run:
+def _check_every(every, on_progress) -> None:
     if every is not None:
         if isinstance(every, bool) or not isinstance(every, int | np.integer):
             raise TypeError(f"every must be an integer, got {every!r}")
@@ -307,6 +352,10 @@ def _make_run(prefs, key, settings, on_progress, every, resume, bar) -> Run:
             raise ValueError(
                 "every is the number of steps between calls of on_progress"
             )
+
+
+def _make_run(prefs, key, settings, on_progress, every, resume, bar) -> Run:
+    _check_every(every, on_progress)
     if on_progress is None and resume is None:
         return Run(bar=bar)
     if resume is not None:
@@ -347,46 +396,66 @@ def _anchor_alone(prefs: Preferences, anchor, recipe: Recipe) -> Fitted:
     )
 
 
-def _fit_published(prefs, rank, key, recipe, init, anchor, run: Run) -> Fitted:
+def _fit_published(prefs, rank, key, recipe, init, anchor, run, mesh) -> Fitted:
     """A published form, then its prior, V frozen, at its temperature."""
     key_init, key_prior = jax.random.split(key)
     if init is None:
         shape = dict(num_users=prefs.num_users, num_features=prefs.num_features)
         init = init_params(key_init, rank=rank, **shape)
-    bare = prefs.replace(ids=None, group=None, order=None, offsets=None)
-    source = prefs.features if isinstance(prefs.features, FeatureSource) else None
-    if source is not None:
-        bare = bare.replace(features=None)
     if anchor is None:
         anchor = np.zeros(prefs.num_features)
     init = jax.tree.map(jnp.asarray, init)
     anchor = jnp.asarray(anchor, init.basis.dtype)
     bare_recipe = dataclasses.replace(recipe, prior=None)  # The steps know no prior.
     trainer = published.make_trainer(bare_recipe)
+    source = on_mesh = None
+    if mesh is not None:
+        problem, on_mesh = published.make_mesh_problem(
+            prefs, anchor, mesh, isinstance(recipe, PublishedJoint)
+        )
+    else:
+        bare = prefs.replace(ids=None, group=None, order=None, offsets=None)
+        if isinstance(prefs.features, FeatureSource):
+            source, bare = prefs.features, bare.replace(features=None)
+        problem = published.make_problem(bare, prefs.features, anchor)
     state, metrics, _ = run.train(
         type(recipe).__name__,
         trainer.init(init),
-        published.make_problem(bare, prefs.features, anchor),
+        problem,
         steps=trainer.steps,
         num_steps=recipe.num_steps,
         source=source,
+        mesh=mesh,
+        on_mesh=on_mesh,
     )
     params, unpruned, kept = state.params, None, None
     if getattr(recipe, "prune", False):
         unpruned = params
         kept, params = published.prune(params)
-    prior, selection = None, ()
+    params = jax.tree.map(jnp.asarray, params)
+    own, prior, selection = prefs, None, ()
+    table: Any = prefs.features
+    if distributed := isinstance(table, DistributedTable):
+        own = table.own(prefs)
     if recipe.prior is not None:
-        found = project_pairs(prefs.features, params.basis, pack(prefs))
+        found = project_pairs(own.features, params.basis, pack(own))
         kinds: Any = dict(key=key_prior, temperature=recipe.temperature)
         prior, selection = learn_prior(found, prefs, **kinds, grids=recipe.prior)
+    if distributed:  # The weights of this process's users.
+        users = np.flatnonzero(table.mine(prefs))
+        params = _of_users(params, users)
+        unpruned = None if unpruned is None else _of_users(unpruned, users)
     return Fitted(
         model=RewardModel(params.basis, prior, recipe.temperature),
         weights=jax.nn.softmax(params.logits, axis=-1),
         logits=params.logits,
-        history=History(*metrics, selection),
+        history=History(*metrics, selection=selection),
         unpruned=unpruned,
         kept=kept,
         recipe=recipe,
-        ids=prefs.ids,
+        ids=own.ids,
     )
+
+
+def _of_users(params: RewardParams, users: np.ndarray) -> RewardParams:
+    return RewardParams(basis=params.basis, logits=params.logits[users])

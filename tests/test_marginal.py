@@ -62,7 +62,7 @@ def slopes_of(proj, prefs):
     state = state.replace(log_weights=jnp.asarray(log_weights, jnp.float32))
     steps = marginal.make_steps(optimiser)
     inputs = marginal.MarginalInputs(problem, settings)
-    slopes, (value, share) = steps.slopes(jnp.asarray(proj), state, inputs)
+    slopes, (value, share), _ = steps.slopes(jnp.asarray(proj), state, inputs)
     # As `update` does it, with one user's worth of the base.
     share = (share + base) / (problem.num_users + 1)
     return (slopes, value, share), atoms, log_weights

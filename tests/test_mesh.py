@@ -132,8 +132,36 @@ def test_what_cannot_be_trained_on_a_mesh_is_refused():
     source = prefs.replace(features=lore.ArraySource(prefs.features))
     with pytest.raises(ValueError, match="mesh needs a table in memory"):
         lore.fit(source, rank=2, key=KEY, mesh=mesh)
-    with pytest.raises(ValueError, match="mesh trains Marginal"):
-        lore.fit(prefs, rank=2, key=KEY, mesh=mesh, recipe=lore.PublishedJoint())
+    with pytest.raises(ValueError, match="mesh trains at rank 1 or more"):
+        lore.fit(prefs, rank=0, key=KEY, mesh=mesh, anchor=np.ones(12))
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        lore.PublishedJoint(num_steps=20, alpha=0.3, prior=None),
+        lore.PublishedAlternating(num_steps=20, alpha=0.3, prune=True, prior=None),
+    ],
+    ids=["joint", "alternating"],
+)
+def test_a_published_form_is_that_of_one_device(recipe, labels):
+    prefs, records = uneven(labels=labels), []
+    settings = dict(rank=3, key=KEY, recipe=recipe, anchor=np.ones(12))
+    want = lore.fit(prefs, **settings)
+    got = lore.fit(prefs, **settings, mesh=make_mesh(4), on_progress=records.append)
+    again = lore.fit(prefs, **settings, mesh=make_mesh(2), resume=records[0])
+    alone = lore.fit(prefs, **settings, resume=records[0])
+    scale = np.abs(want.model.basis).max()
+    for one in (got, again, alone):
+        np.testing.assert_allclose(
+            one.model.basis, want.model.basis, rtol=0, atol=1e-5 * scale
+        )
+        np.testing.assert_allclose(one.logits, want.logits, atol=1e-4)
+        np.testing.assert_allclose(one.history.loss, want.history.loss, rtol=1e-5)
+        norms = one.history.weights_norm, want.history.weights_norm
+        np.testing.assert_allclose(*norms, rtol=0.01)
+    assert records[0].state[1].shape == want.logits.shape  # Of all users, in order.
 
 
 def program(prefs, rank, size, num_steps=3):

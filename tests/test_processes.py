@@ -38,7 +38,8 @@ def fits(tmp_path, kind, record=None, **environment):
 
 def alone(kind, **more):
     prefs = mesh_processes.preferences(kind, 1, 0)
-    settings = dict(rank=2, key=jax.random.key(0), recipe=mesh_processes.RECIPE)
+    recipe = mesh_processes.JOINT if kind == "joint" else mesh_processes.RECIPE
+    settings = dict(rank=2, key=jax.random.key(0), recipe=recipe)
     return lore.fit(prefs, **settings, **more)
 
 
@@ -48,6 +49,7 @@ def alone(kind, **more):
         "shared",
         pytest.param("named", marks=pytest.mark.slow),
         pytest.param("private", marks=pytest.mark.slow),
+        pytest.param("joint", marks=pytest.mark.slow),
     ],
 )
 def test_a_fit_of_two_processes_is_that_of_one(tmp_path, kind):
@@ -68,6 +70,17 @@ def test_a_fit_of_two_processes_is_that_of_one(tmp_path, kind):
         np.testing.assert_allclose(one["loss"], want.history.loss, rtol=1e-5)
         place = np.searchsorted(want.user_ids, one["users"])
         np.testing.assert_allclose(one["weights"], want.weights[place], atol=1e-4)
+    prefs = mesh_processes.preferences(kind, 1, 0)
+    basis = np.eye(12, 2, dtype=np.float32)
+    prior = lore.fit_prior(basis, prefs, key=jax.random.key(1))
+    for one in found:
+        np.testing.assert_allclose(
+            one["log_weights"], prior.model.prior.log_weights, rtol=1e-4
+        )
+        place = np.searchsorted(want.user_ids, one["users"])
+        np.testing.assert_allclose(
+            one["prior_weights"], prior.weights[place], atol=1e-4
+        )
     users = np.concatenate([one["users"] for one in found])
     assert sorted(users) == want.user_ids.tolist()
     # One process goes on from what two had done.
@@ -93,7 +106,7 @@ def test_both_refuse_what_does_not_go_together():
     for status, out, error in run("mesh_refusals.py", [(port, 0), (port, 1)]):
         assert status == 0, error[-2000:]
         said.append(lines_of(out))
-    assert len(said[0]) == 17
+    assert len(said[0]) == 18
     assert said[0] == said[1]
     for name, line in said[0].items():
         assert line.startswith("ValueError: "), f"{name}: {line}"

@@ -39,6 +39,11 @@ class DistributedTable:
         self.shape = (len(owner), table.shape[1])
         self.dtype = table.dtype
 
+    def replaced(self, table) -> "DistributedTable":
+        """Another table with the same rows."""
+        held = self.rows, self.place, self.owner, self.process, self.names
+        return DistributedTable(table, *held)
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Rows that this process holds, float[n, D]."""
         return np.asarray(self.table[self.place[np.searchsorted(self.rows, rows)]])
@@ -54,7 +59,7 @@ class DistributedTable:
 
     def own(self, prefs: Preferences) -> Preferences:
         """The users of `prefs` that belong here, over the table of this process."""
-        users = np.flatnonzero(self._mine(prefs))
+        users = np.flatnonzero(self.mine(prefs))
         offsets = np.asarray(prefs.offsets)
         counts = (offsets[1:] - offsets[:-1])[users]
         ends = np.cumsum(counts)
@@ -87,7 +92,7 @@ class DistributedTable:
 
     def gather_users(self, prefs: Preferences, values: np.ndarray) -> np.ndarray:
         """Values [..., u] of `own(prefs)`'s users → [..., U] of all, everywhere."""
-        part = {"at": np.flatnonzero(self._mine(prefs)), "values": values}
+        part = {"at": np.flatnonzero(self.mine(prefs)), "values": values}
         parts = _processes.gather_arrays(part)
         out = np.empty((*values.shape[:-1], prefs.num_users), values.dtype)
         for found in parts:
@@ -104,7 +109,7 @@ class DistributedTable:
         parts = _processes.gather_bytes((total % _MODULUS).to_bytes(16, "little"))
         return sum(int.from_bytes(x, "little") for x in parts) % _MODULUS
 
-    def _mine(self, prefs: Preferences) -> np.ndarray:
+    def mine(self, prefs: Preferences) -> np.ndarray:
         """bool[U], which users of `prefs` belong to this process."""
         ids: Any = prefs.ids
         place = np.searchsorted(self.names, np.asarray(ids.users))

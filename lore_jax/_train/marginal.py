@@ -241,6 +241,18 @@ class MarginalInputs(NamedTuple):
         parts: Any = self.problem.replace(**dict.fromkeys(_WHOLE))
         return MarginalInputs(first(parts).replace(**whole), self.settings)
 
+    def state_specs(self, state: MarginalState) -> Any:
+        """No part of the state is of a device alone."""
+        return jax.tree.map(lambda _: P(), state)
+
+    def own_state(self, state: MarginalState) -> MarginalState:
+        """The state that a device sees."""
+        return state
+
+    def part_of_state(self, state: MarginalState) -> MarginalState:
+        """What a device gives back."""
+        return state
+
 
 @functools.cache
 def make_steps(optimiser) -> steps.Steps:
@@ -253,7 +265,7 @@ def _basis(state: MarginalState, data: MarginalInputs) -> jax.Array:
 
 
 def _slopes(proj, state: MarginalState, data: MarginalInputs):
-    """(slopes float[M, K], (log marginal, posteriors' sum float[A]))."""
+    """(slopes float[M, K], (log marginal, posteriors' sum float[A]), None)."""
     problem, settings = data
     by_rows = _by_rows(proj.shape[1])
     proj = (proj if by_rows else proj.T) / settings.temperature
@@ -296,7 +308,7 @@ def _slopes(proj, state: MarginalState, data: MarginalInputs):
     if problem.index is not None:
         gradient = sum_pairs(gradient, problem.index)
     slopes = -(gradient if by_rows else gradient.T) / settings.temperature
-    return slopes, (log_marginal, share)
+    return slopes, (log_marginal, share), None
 
 
 def _by_rows(rank: int) -> bool:
@@ -322,9 +334,10 @@ def _add(table, places, values):
     return table.at[:, places.reshape(-1)].add(values, mode=_INSIDE)
 
 
-def _update(optimiser, slope, between, state: MarginalState, data: MarginalInputs):
+def _update(optimiser, slope, sums, own, state: MarginalState, data: MarginalInputs):
+    del own
     problem, settings = data
-    log_marginal, share = between
+    log_marginal, share = sums
     total = problem.num_users + settings.pseudo_users
     weights = (share + settings.pseudo_users * problem.base) / total
     log_weights = jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))

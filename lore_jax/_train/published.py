@@ -12,9 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from lore_jax._backend import cpu_branch, tuning
 from lore_jax._equations import cosine_anchor, l2_anchor, pair_coefficients, pair_loss
+from lore_jax._mesh import AXIS, Partition, first
+from lore_jax._pairs.distributed import DistributedTable
+from lore_jax._pairs.pack import Pairs, pack
 from lore_jax._pairs.row_sums import (
     PairIndex,
     RowIndex,
@@ -60,17 +65,48 @@ class PublishedProblem(NamedTuple):
       anchor: float[D], v_ref; zeros where the anchor has no strength.
       rows: which slopes each row of the table sums up; None where they are scattered.
       users: the same of each user.
+      coefficients: float[N], what each pair counts, of the parts of a mesh; None where
+        a step works it out.
     """
 
     prefs: Preferences
     anchor: jax.Array
     rows: PairIndex | None = None
     users: RowIndex | None = None
+    coefficients: jax.Array | None = None
 
     @property
     def features(self):
         """float[M, D], or None."""
         return self.prefs.features
+
+    def specs(self) -> "PublishedProblem":
+        """Everything but the anchor is in parts on a mesh."""
+        return jax.tree.map(lambda _: P(AXIS), self)._replace(anchor=P())
+
+    def local(self) -> "PublishedProblem":
+        """One device's part, inside of `shard_map`."""
+        return first(self._replace(anchor=None))._replace(anchor=self.anchor)
+
+    def state_specs(self, state: PublishedState) -> Any:
+        """The users' logits and their moments are in parts."""
+        whole = jax.tree.map(lambda _: P(), state)
+        return _of_logits(lambda x: P(AXIS) if jnp.ndim(x) else P(), state, whole)
+
+    def own_state(self, state: PublishedState) -> PublishedState:
+        """One device's users, inside of `shard_map`."""
+        return _of_logits(lambda x: x[0] if jnp.ndim(x) else x, state, state)
+
+    def part_of_state(self, state: PublishedState) -> PublishedState:
+        """The state of one device's users as a part."""
+        return _of_logits(lambda x: x[None] if jnp.ndim(x) else x, state, state)
+
+
+def _of_logits(function, state: PublishedState, other: Any) -> Any:
+    """`other` with `function` of what belongs to users; scalars are Adam's count."""
+    logits, moments = jax.tree.map(function, (state.params.logits, state.opt_logits))
+    params = RewardParams(basis=other.params.basis, logits=logits)
+    return other.replace(params=params, opt_logits=moments)
 
 
 class PublishedTrainer(NamedTuple):
@@ -110,6 +146,90 @@ def make_problem(prefs: Preferences, features, anchor) -> PublishedProblem:
     )
 
 
+def make_mesh_problem(
+    prefs: Preferences, anchor, mesh: Mesh, joint: bool
+) -> tuple[PublishedProblem, "OnMesh"]:
+    """`make_problem` in parts, one per device, padded with pairs that count nothing.
+
+    Args:
+      prefs: the pairs of all devices.
+      anchor: float[D].
+      mesh: of `check_mesh`.
+      joint: whether every user counts alike, as in `PublishedJoint`.
+    """
+    pairs, features = pack(prefs), prefs.features
+    process = features.process if isinstance(features, DistributedTable) else None
+    partition = Partition(mesh, pairs, features.shape[0], process)
+    table = partition.table(features)
+    dtype = jnp.promote_types(table.dtype, jnp.float32)
+    coefficients = _shares(pairs, "users" if joint else "pairs")
+    size = max(int(capacity.sum()) for capacity in partition.capacities)
+    users = partition.num_users
+    parts = []
+    for mine, keep, (capacity, counts) in zip(
+        partition.pairs(pairs), partition.places(pairs), partition.shapes(), strict=True
+    ):
+        more, real = size - len(mine.chosen), np.arange(len(mine.chosen))
+
+        def padded(values, filler=0, more=more) -> Any:
+            if values is None:
+                return None
+            return np.pad(values, (0, more), constant_values=filler)
+
+        rows = by_user = None
+        if not tuning(table).scatters:
+            sides = mine.chosen, mine.rejected
+            rows = make_pair_index(*sides, real, size, counts)
+            by_user = make_row_index(mine.user, real, size, capacity)
+        own = Preferences(
+            features=None,
+            chosen=padded(mine.chosen),
+            rejected=padded(mine.rejected),
+            user=padded(mine.user, users - 1).astype(np.int32),
+            offsets=None,
+            order=None,
+            label=padded(mine.label),
+            num_users=users,
+        )
+        share = padded(coefficients[keep]).astype(dtype)
+        parts.append(PublishedProblem(own, None, rows, by_user, share))  # pyright: ignore[reportArgumentType]
+    whole = partition.stack(parts)
+    problem = whole._replace(prefs=whole.prefs.replace(features=table), anchor=anchor)
+    return problem, OnMesh(partition)
+
+
+def _shares(pairs: Pairs, weighting: str) -> np.ndarray:
+    """`losses.pair_coefficients` of all pairs, on the host: float64[N]."""
+    weight = np.ones(len(pairs.user))
+    if pairs.sample_weight is not None:
+        weight = np.asarray(pairs.sample_weight, np.float64)
+    if weighting == "pairs":
+        return weight / (weight.sum() or 1)
+    total = np.bincount(pairs.user, weight, minlength=pairs.num_users)
+    return weight / np.where(total > 0, total, 1)[pairs.user]
+
+
+class OnMesh(NamedTuple):
+    """How the state of a published form lies on a mesh.
+
+    Attributes:
+      partition: of the users.
+    """
+
+    partition: Partition
+
+    def part(self, state: PublishedState) -> PublishedState:
+        """Users' arrays [U, K] in parts."""
+        place = lambda x: self.partition.user_parts(np.asarray(x))  # noqa: E731
+        return _of_logits(lambda x: place(x) if jnp.ndim(x) else x, state, state)
+
+    def whole(self, state: PublishedState) -> PublishedState:
+        """Users' parts as NumPy arrays [U, K], on every process."""
+        join = self.partition.join_users
+        state = _of_logits(lambda x: join(x) if jnp.ndim(x) else x, state, state)
+        return jax.tree.map(np.asarray, state)
+
+
 @functools.cache
 def make_trainer(recipe: PublishedJoint | PublishedAlternating) -> PublishedTrainer:
     """The trainer of a recipe; one per recipe, so programs are reused."""
@@ -134,13 +254,11 @@ def make_trainer(recipe: PublishedJoint | PublishedAlternating) -> PublishedTrai
     return PublishedTrainer(init, functools.partial(steps.step, parts), parts)
 
 
-class _Between(NamedTuple):
-    """W's half of a step."""
+class _Own(NamedTuple):
+    """W's half of a step: what belongs to the users."""
 
-    loss: jax.Array
     logits: jax.Array
     opt_logits: optax.OptState
-    slope_norm: jax.Array
 
 
 def _basis(state: PublishedState, problem: PublishedProblem) -> jax.Array:
@@ -153,8 +271,8 @@ def _joint_slopes(recipe, optimiser, proj, state, problem):
     pairs = PairSlopes(proj, problem, recipe.temperature, "users")
     loss, weights, slope = pairs.slopes(state.params.logits)
     g_logits = pairs.logits_slope(state.params.logits, slope)
-    between = _step_logits(optimiser, loss, g_logits, state)
-    return pairs.proj_slope(weights, slope), between
+    sums, own = _step_logits(optimiser, loss, g_logits, state)
+    return pairs.proj_slope(weights, slope), sums, own
 
 
 def _alternating_slopes(recipe, optimiser, proj, state, problem):
@@ -162,9 +280,9 @@ def _alternating_slopes(recipe, optimiser, proj, state, problem):
     pairs = PairSlopes(proj, problem, recipe.temperature, "pairs")
     loss, _, slope = pairs.slopes(state.params.logits)
     g_logits = pairs.logits_slope(state.params.logits, slope)
-    between = _step_logits(optimiser, loss, g_logits, state)
-    _, weights, slope = pairs.slopes(between.logits)
-    return pairs.proj_slope(weights, slope), between
+    sums, own = _step_logits(optimiser, loss, g_logits, state)
+    _, weights, slope = pairs.slopes(own.logits)
+    return pairs.proj_slope(weights, slope), sums, own
 
 
 class PairSlopes:
@@ -195,6 +313,8 @@ class PairSlopes:
     def _coefficients(self, weighting):
         """What each pair counts in the loss, float[N]."""
         prefs, users = self.prefs, self.problem.users
+        if self.problem.coefficients is not None:
+            return self.problem.coefficients
         if users is None or weighting == "pairs":
             return pair_coefficients(prefs, weighting, self.proj.dtype)
         weight = jnp.ones(len(prefs.user), self.proj.dtype)
@@ -249,12 +369,12 @@ def _widen(x):
     return jnp.pad(x, ((0, 0), (0, -rank % tuning().lanes if rank > 2 else 0)))
 
 
-def _step_logits(optimiser, loss, slope, state) -> _Between:
+def _step_logits(optimiser, loss, slope, state) -> tuple[tuple, _Own]:
     stepped = _descend(optimiser, slope, state.opt_logits, state.params.logits)
-    return _Between(loss, *stepped, optax.tree.norm(slope))
+    return (loss, jnp.sum(slope**2)), _Own(*stepped)
 
 
-def _update(recipe, optimiser, slope, between, state, problem):
+def _update(recipe, optimiser, slope, sums, own, state, problem):
     """Adam on V; the anchor acts here alone."""
     basis = state.params.basis
     if recipe.alpha and isinstance(recipe, PublishedJoint):
@@ -263,10 +383,11 @@ def _update(recipe, optimiser, slope, between, state, problem):
         alpha = _warm_up(recipe, state.count, slope.dtype)
         slope = slope + alpha * jax.grad(cosine_anchor)(basis, problem.anchor)
     basis, opt_basis = _descend(optimiser, slope, state.opt_basis, basis)
-    metrics = Metrics(between.loss, between.slope_norm, optax.tree.norm(slope))
-    params = RewardParams(basis=basis, logits=between.logits)
+    loss, square = sums
+    metrics = Metrics(loss, jnp.sqrt(square), optax.tree.norm(slope))
+    params = RewardParams(basis=basis, logits=own.logits)
     count = state.count + 1
-    return PublishedState(params, between.opt_logits, opt_basis, count), metrics
+    return PublishedState(params, own.opt_logits, opt_basis, count), metrics
 
 
 def _warm_up(recipe, count, dtype):

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lore_jax import _processes
+from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import Pairs, pack
 from lore_jax._pairs.projected import Projected
 from lore_jax._posterior.table import log_likelihoods
@@ -113,7 +115,7 @@ def learn_prior(
     """Atoms' weights by EM, γ, κ, δ, ρ and s by grouped validation, V frozen.
 
     Args:
-      found: the pairs of `prefs`, projected.
+      found: the pairs of `prefs`, or those of this process, projected.
       prefs: pairs of the users that V was trained on.
       key: consumed; draws the atoms and the validation split.
       temperature: T.
@@ -130,19 +132,26 @@ def learn_prior(
     if rank == 1:
         return make_prior(atoms, uniform, 0, np.inf), ()
     share = min(grids.validation_share, 0.5)
+    table: Any = prefs.features
+    if isinstance(table, DistributedTable):
+        proj = table.replaced(proj)
     holdouts = make_holdouts(
         prefs.replace(features=proj), key_split, share, grids.holdout, temperature
     )
+    proj = found.proj
 
     def learn(pairs, tempering):
-        table = _tempered_table(proj, pairs, atoms, temperature, tempering)
-        return make_prior(atoms, learn_log_weights(table), tempering, np.inf)
+        likely = _tempered_table(proj, pairs, atoms, temperature, tempering)
+        if isinstance(table, DistributedTable):
+            parts = _processes.gather_arrays({"likely": np.asarray(likely)})
+            likely = jnp.concatenate([part["likely"] for part in parts])
+        return make_prior(atoms, learn_log_weights(likely), tempering, np.inf)
 
     if not holdouts:
         settings, _ = choose_refinement((), (), np.ones(0), grids)
         return with_settings(learn(found.pairs, min(grids.temperings)), settings), ()
     (validation,) = holdouts.values()
-    training = pack(validation.training)
+    training = pack(validation.own(validation.training))
     priors = [learn(training, g) for g in grids.temperings]
     losses = validation.loss(proj, priors)[:, None]
     tried = [{"tempering": g} for g in grids.temperings]

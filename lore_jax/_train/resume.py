@@ -87,6 +87,7 @@ class Run:
         num_steps: int,
         source: FeatureSource | None = None,
         mesh: Mesh | None = None,
+        on_mesh: Any = None,
         keep: Callable[[Any], tuple] | None = None,
         pace: int | None = None,
     ) -> tuple[Any, Metrics, tuple]:
@@ -100,6 +101,8 @@ class Run:
           num_steps: at least 0.
           source: the table where it is no array.
           mesh: where `problem` is in parts, one per device.
+          on_mesh: its `part` of a state, which may be in parts too, is what is trained;
+            its `whole` is what a record holds and what is returned.
           keep: arrays of a state to keep after every `pace` steps and at the end.
           pace: steps of one compiled program; None makes it one of all steps.
 
@@ -111,6 +114,8 @@ class Run:
             state = _restored(state, self._resume.state)
             metrics, trail = self._resume.metrics, self._resume.trail
             self._resume = None
+        whole = (lambda state: state) if on_mesh is None else on_mesh.whole
+        state = state if on_mesh is None else on_mesh.part(state)
         strides = [] if pace is None else [pace]
         if self._bar is not None and not strides:
             strides.append(stride(num_steps))
@@ -134,7 +139,7 @@ class Run:
                 )
             if self._on_progress is not None and due[-1]:
                 progress = Progress(
-                    state=tuple(np.array(x) for x in jax.tree.leaves(state)),
+                    state=tuple(np.array(x) for x in jax.tree.leaves(whole(state))),
                     metrics=jax.tree.map(np.array, metrics),
                     trail=trail,
                     best=self.best,
@@ -158,7 +163,7 @@ class Run:
             every=math.gcd(*strides) if strides else None,
             after=after if strides else None,
         )
-        return state, metrics, trail
+        return whole(state), metrics, trail
 
 
 def stride(num_steps: int) -> int:

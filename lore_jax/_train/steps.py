@@ -29,14 +29,14 @@ class Steps(NamedTuple):
 
     Attributes:
       basis: (state, problem) → V, float[D, K].
-      slopes: (proj float[M, K], state, problem) → (slopes float[M, K], between), the
-        slope of what V descends on in proj, and sums over pairs or users that `update`
-        needs besides.
-      update: (slope in V float[D, K], between, state, problem) → (state, metrics).
+      slopes: (proj float[M, K], state, problem) → (slopes float[M, K], sums, own), the
+        slope of what V descends on in proj, sums over pairs or users that `update`
+        needs besides, and what it needs of the users themselves.
+      update: (slope in V float[D, K], sums, own, state, problem) → (state, metrics).
     """
 
     basis: Callable[..., jax.Array]
-    slopes: Callable[..., tuple[jax.Array, Any]]
+    slopes: Callable[..., tuple[jax.Array, Any, Any]]
     update: Callable[..., tuple[Any, Metrics]]
 
 
@@ -49,19 +49,19 @@ def step(
       steps: what a step is.
       state: before it.
       problem: what it reads.
-      reduce: sums (slope in V, between) over the devices of a mesh.
+      reduce: sums (slope in V, sums) over the devices of a mesh.
     """
     basis = steps.basis(state, problem)
     proj, pullback = jax.vjp(
         functools.partial(_equations.product, problem.features), basis
     )
-    slopes, between = steps.slopes(proj, state, problem)
+    slopes, sums, own = steps.slopes(proj, state, problem)
     # A transpose left of slopes would change the form of the product.
     slopes = lax.optimization_barrier(slopes)
     slope = pullback(slopes)[0]
     if reduce is not None:
-        slope, between = reduce((slope, between))
-    return steps.update(slope, between, state, problem)
+        slope, sums = reduce((slope, sums))
+    return steps.update(slope, sums, own, state, problem)
 
 
 def scan(
@@ -95,18 +95,22 @@ def run_on_mesh(
     """`run` on the devices of a mesh: one all-reduce a step.
 
     Args:
-      state: the same on every device; consumed (donated).
-      problem: with `on_mesh`, its own specs and view of one device's part.
+      state: consumed (donated).
+      problem: says which of its arrays, and of the state's, are in parts, and gives one
+        device's view of them.
       steps: what a step is.
       num_steps: at least 1.
       mesh: of `_mesh.check_mesh`.
     """
 
     def local(state, problem):
-        return scan(steps, state, problem.local(), num_steps, sum_over_devices)
+        own = problem.own_state(state)
+        own, metrics = scan(steps, own, problem.local(), num_steps, sum_over_devices)
+        return problem.part_of_state(own), metrics
 
-    specs = P(), problem.specs()
-    return on_devices(local, mesh, specs, (P(), P()))(state, problem)
+    states = problem.state_specs(state)
+    specs = states, problem.specs()
+    return on_devices(local, mesh, specs, (states, P()))(state, problem)
 
 
 def run_blocks(
@@ -125,9 +129,9 @@ def run_blocks(
     for _ in range(num_steps):
         basis = _basis(state, problem, steps=steps)
         proj = project_rows(source, basis)
-        slopes, between = _slopes(proj, state, problem, steps=steps)
+        slopes, *between = _slopes(proj, state, problem, steps=steps)
         slope = back_project_rows(source, slopes)
-        state, metrics = _update(slope, between, state, problem, steps=steps)
+        state, metrics = _update(slope, *between, state, problem, steps=steps)
         history.append(metrics)
     return state, jax.tree.map(lambda *x: jnp.stack(x), *history)
 
@@ -143,8 +147,8 @@ def _slopes(proj, state, problem, *, steps):
 
 
 @functools.partial(jax.jit, static_argnames="steps", donate_argnames="state")
-def _update(slope, between, state, problem, *, steps):
-    return steps.update(slope, between, state, problem)
+def _update(slope, sums, own, state, problem, *, steps):
+    return steps.update(slope, sums, own, state, problem)
 
 
 def train(

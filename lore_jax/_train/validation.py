@@ -48,7 +48,7 @@ class Validation:
         self.temperature = temperature
         features = training.features
         self.table = features if isinstance(features, DistributedTable) else None
-        self.held = pack(self._own(heldout))
+        self.held = pack(self.own(heldout))
         self._shown: dict[tuple, Pairs] = {}
 
     def project(self, basis) -> np.ndarray | jax.Array:
@@ -82,7 +82,7 @@ class Validation:
         held, some = self.held, self.heldout
         if users is not None:
             some = take_users(self.heldout, users)
-            held = pack(self._own(some))
+            held = pack(self.own(some))
         if not held.num_users:  # None of these users is of this process.
             return self._of_all(np.zeros((len(candidates), 0), proj.dtype), some)
         losses = [
@@ -109,7 +109,7 @@ class Validation:
         losses = on_threads(lambda x: self._losses(x[0], pairs, x[1]), parts)
         return self._of_all(np.stack(losses))
 
-    def _own(self, prefs: Preferences) -> Preferences:
+    def own(self, prefs: Preferences) -> Preferences:
         """The pairs of this process, over its table."""
         return prefs if self.table is None else self.table.own(prefs)
 
@@ -123,7 +123,7 @@ class Validation:
         key = shots, users is None
         if key not in self._shown:
             some = self.training if users is None else take_users(self.training, users)
-            self._shown[key] = pack(self._own(take_shots(some, shots)))
+            self._shown[key] = pack(self.own(take_shots(some, shots)))
         return self._shown[key]
 
     def _losses(self, proj, shown: Pairs, prior: Prior) -> np.ndarray:
