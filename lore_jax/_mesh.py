@@ -39,23 +39,6 @@ def check_mesh(mesh: Any) -> Mesh:
     return Mesh(mesh.devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def spans_processes(mesh: Any) -> bool:
-    """Whether a mesh has devices of other processes.
-
-    Raises:
-      ValueError: it has those of some of the processes only; the others would wait.
-    """
-    if not isinstance(mesh, Mesh):
-        return False
-    found = {device.process_index for device in mesh.devices.flat}
-    if found != {jax.process_index()} and len(found) < jax.process_count():
-        raise ValueError(
-            f"mesh must have devices of this process alone, or of all "
-            f"{jax.process_count()} processes; it has those of {sorted(found)}"
-        )
-    return found != {jax.process_index()}
-
-
 class Part(NamedTuple):
     """What one device holds.
 
@@ -171,7 +154,7 @@ class Partition:
         held = {}
         for shard in values.addressable_shards:
             held[str(shard.index[0].start or 0)] = np.asarray(shard.data)[0]
-        several = spans_processes(self.mesh)
+        several = _processes.spans(self.mesh)
         for found in _processes.gather_arrays(held) if several else [held]:
             for at, rows in found.items():
                 users = self.parts[int(at)].users
@@ -207,7 +190,7 @@ def _balanced(counts: np.ndarray, size: int) -> np.ndarray:
 
 def replicated(tree: Any, mesh: Mesh) -> Any:
     """Arrays that all processes have, on all devices of a mesh that spans them."""
-    if not spans_processes(mesh):
+    if not _processes.spans(mesh):
         return tree
     sharding = NamedSharding(mesh, P())
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 T = TypeVar("T")
 
@@ -89,6 +90,23 @@ def agree(**values: Any) -> None:
                 f"{name} must be the same on every process: process 0 has "
                 f"{found[0]:.200}, process {other} has {found[other]:.200}"
             )
+
+
+def spans(mesh: Any) -> bool:
+    """Whether a mesh has devices of other processes.
+
+    Raises:
+      ValueError: it has those of some of the processes only; the others would wait.
+    """
+    if not isinstance(mesh, Mesh):
+        return False
+    found = {device.process_index for device in mesh.devices.flat}
+    if found != {jax.process_index()} and len(found) < jax.process_count():
+        raise ValueError(
+            f"mesh must have devices of this process alone, or of all "
+            f"{jax.process_count()} processes; it has those of {sorted(found)}"
+        )
+    return found != {jax.process_index()}
 
 
 def here() -> int:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from lore_jax import _checks, _equations
+from lore_jax import _checks, _equations, _processes
 from lore_jax._entry import public
 from lore_jax.data.splits import FourWay
 from lore_jax.model import RewardModel, stored_margins
@@ -157,6 +158,7 @@ def bootstrap_interval(
     level: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
+    mesh: Mesh | None = None,
 ) -> Interval:
     """Macro mean with a percentile bootstrap interval over users, and over splits.
 
@@ -168,6 +170,8 @@ def bootstrap_interval(
       level: of the interval.
       num_resamples: bootstrap samples.
       seed: of the resampling.
+      mesh: as in `fit`: values are those of this process's users, the interval is that
+        of the users of all processes, and the same on each of them.
 
     Returns:
       `Interval`.
@@ -175,11 +179,24 @@ def bootstrap_interval(
     Raises:
       ValueError: nobody has a value, or `level` is not in (0, 1).
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {level}")
-    _checks.check_count(num_resamples, "num_resamples")
-    splits = list(values) if isinstance(values, list | tuple) else [values]
-    arrays = [_values(x, "values") for x in splits]
+
+    def check():
+        if not 0 < level < 1:
+            raise ValueError(f"level must be in (0, 1), got {level}")
+        _checks.check_count(num_resamples, "num_resamples")
+        splits = list(values) if isinstance(values, list | tuple) else [values]
+        return [_values(x, "values") for x in splits]
+
+    if _processes.spans(mesh):
+        arrays = _processes.together(check)
+        settings = len(arrays), level, num_resamples, seed
+        _processes.agree(splits_and_settings=settings)
+        held = {str(s): x for s, x in enumerate(arrays)}
+        parts = _processes.gather_arrays(held)
+        # In an order that does not depend on who holds whom.
+        arrays = [np.sort(np.concatenate([x[s] for x in parts])) for s in held]
+    else:
+        arrays = check()
     if not arrays or not all(x.size for x in arrays):
         raise ValueError("values must hold at least one number in every split")
     rng = np.random.default_rng(seed)

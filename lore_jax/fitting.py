@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from lore_jax import _checks, _processes, _tables
 from lore_jax._entry import public
-from lore_jax._mesh import check_mesh, spans_processes
+from lore_jax._mesh import check_mesh
 from lore_jax._pairs.blocks import visit_rows
 from lore_jax._pairs.distributed import DistributedTable, gather_pairs
 from lore_jax._pairs.pack import pack
@@ -105,7 +105,7 @@ def fit(
     """
     recipe = Marginal() if recipe is None else recipe
     settings = rank, recipe, init, anchor
-    if spans_processes(mesh):
+    if _processes.spans(mesh):
         prefs, init = _of_all_processes(
             prefs, *settings, mesh, key, on_progress, every, resume, progress
         )
@@ -180,7 +180,7 @@ def fit_prior(
         _check_data(prefs)
         return np.asarray(_key_data(key)).tolist()
 
-    if several := spans_processes(mesh):
+    if several := _processes.spans(mesh):
         numbers = _processes.together(check)
         settings: Any = dict(search=search, temperature=float(temperature))
         given = np.asarray(basis).tobytes()
@@ -255,7 +255,7 @@ def _check_arguments(prefs, rank, recipe, init, anchor, mesh) -> None:
     if mesh is not None:
         check_mesh(mesh)
         _check_mesh_fit(prefs, rank)
-        if spans_processes(mesh):
+        if _processes.spans(mesh):
             _check_data(prefs)
 
 

@@ -73,7 +73,13 @@ def test_a_fit_of_two_processes_is_that_of_one(tmp_path, kind):
     prefs = mesh_processes.preferences(kind, 1, 0)
     basis = np.eye(12, 2, dtype=np.float32)
     prior = lore.fit_prior(basis, prefs, key=jax.random.key(1))
+    hits = lore.accuracy(want.model, want, prefs)
+    interval = lore.evaluation.bootstrap_interval(hits)
     for one in found:
+        np.testing.assert_array_equal(one["interval"], found[0]["interval"])
+        np.testing.assert_allclose(one["interval"][0], interval.mean, rtol=1e-6)
+        np.testing.assert_allclose(one["interval"][1:3], interval[1:3], atol=0.01)
+        assert one["interval"][3] == interval.num_users
         np.testing.assert_allclose(
             one["log_weights"], prior.model.prior.log_weights, rtol=1e-4
         )
