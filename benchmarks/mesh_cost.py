@@ -15,10 +15,11 @@ class Cost(NamedTuple):
     """One step.
 
     Attributes:
-      rows: of the table on each device: those that its users' pairs use.
+      rows: of the table on each device.
       read: bytes of the table that a device reads, twice.
       pairs: bytes that a device moves for its pairs: gathers and sums.
       reduced: bytes of the one all-reduce.
+      exchanged: bytes that a device receives in each of the two all-to-alls.
       seconds: the sum of what each of them takes.
     """
 
@@ -26,6 +27,7 @@ class Cost(NamedTuple):
     read: int
     pairs: int
     reduced: int
+    exchanged: int
     seconds: float
 
 
@@ -43,10 +45,12 @@ def step_cost(
 ) -> Cost:
     """The cost of a step where pairs draw their rows evenly from a shared table.
 
-    Of M rows, n devices with N / n pairs each use M (1 − e^(−2N / (nM))). A step reads
-    them twice, gathers 2 K numbers a pair and sums as many slopes up, and reduces the
-    slope in V, the atoms' shares and the log marginal: 4 (D K + A + 1) bytes, of which
-    a ring sends 2 (n − 1) / n.
+    Pairs use M (1 − e^(−2N / M)) of M rows, 1 / n of which lie on each device. The
+    pairs of a device use M (1 − e^(−2N / (nM))): the rewards of the others, K numbers a
+    row, are received, and their slopes sent back. A step reads its rows twice, gathers
+    2 K numbers a pair and sums as many slopes up, and reduces the slope in V, the
+    atoms' shares and the log marginal: 4 (D K + A + 1) bytes, of which a ring sends
+    2 (n − 1) / n.
 
     Args:
       rows: M.
@@ -59,12 +63,18 @@ def step_cost(
       memory: bytes per second of one device.
       network: bytes per second between two devices.
     """
-    held = math.ceil(rows * -math.expm1(-2 * pairs / (devices * rows)))
+
+    def used(number):
+        return rows * -math.expm1(-2 * number / rows)
+
+    held = math.ceil(used(pairs) / devices)
+    exchanged = math.ceil(4 * rank * max(0.0, used(pairs / devices) - held))
     read = 2 * held * width * bytes_per_feature
     moved = 4 * 4 * rank * math.ceil(pairs / devices)
     reduced = 4 * (width * rank + atoms + 1)
-    sent = 2 * (devices - 1) / devices * reduced
-    return Cost(held, read, moved, reduced, (read + moved) / memory + sent / network)
+    sent = 2 * (devices - 1) / devices * reduced + 2 * exchanged
+    seconds = (read + moved) / memory + sent / network
+    return Cost(held, read, moved, reduced, exchanged, seconds)
 
 
 def main(argv=None) -> None:
@@ -82,8 +92,8 @@ def main(argv=None) -> None:
     parser.add_argument("--memory", type=float, default=2.8e12, help="bytes a second")
     parser.add_argument("--network", type=float, default=5e10, help="bytes a second")
     args = parser.parse_args(argv)
-    print("| devices | rows of each | table of each, GB | all-reduce, kB | step, ms |")
-    print("|---|---|---|---|---|")
+    print("| devices | rows | table, GB | all-reduce, kB | all-to-all, MB | step, ms |")
+    print("|---|---|---|---|---|---|")
     for devices in (8, 16, 32, 64, 128, 256):
         cost = step_cost(
             rows=args.rows, width=args.width, rank=args.rank, pairs=args.pairs,
@@ -92,7 +102,8 @@ def main(argv=None) -> None:
         )  # fmt: skip
         print(
             f"| {devices} | {cost.rows:,} | {cost.read / 2e9:,.1f} | "
-            f"{cost.reduced / 1e3:,.0f} | {1e3 * cost.seconds:,.1f} |"
+            f"{cost.reduced / 1e3:,.0f} | {cost.exchanged / 1e6:,.1f} | "
+            f"{1e3 * cost.seconds:,.1f} |"
         )
 
 

@@ -4,9 +4,9 @@
 
 Starts processes on loopback with some CPU devices each. They fit the shipped votes (a
 table that is sharded over all of them) and a planted problem (rows of their own), each
-process with its own users. Prints the largest difference from a fit on one device and
-the bytes that a step sends. On a cluster every process runs the same `lore.fit`; see
-docs/devices.md.
+process with its own users. Prints the largest difference from a fit on one device, and
+the bytes of a step as benchmarks/mesh_cost.py predicts them. On a cluster every process
+runs the same `lore.fit`; see docs/devices.md.
 """
 
 import argparse
@@ -146,8 +146,8 @@ def main(argv=None) -> None:
         several = start(args.processes, args.devices, Path(folder))
         (one,) = start(1, 1, Path(folder))
         print(f"{args.processes} processes × {args.devices} devices, beside one device")
-        print("| problem | basis, relative | weights | bytes that a step sends |")
-        print("|---|---|---|---|")
+        print("| problem | basis, relative | weights | all-reduce | all-to-all |")
+        print("|---|---|---|---|---|")
         for name, make in PROBLEMS.items():
             basis, weights, atoms = compare(name, one, several)
             prefs = make()
@@ -156,7 +156,10 @@ def main(argv=None) -> None:
                 pairs=prefs.num_pairs, devices=args.processes * args.devices,
                 atoms=atoms,
             )  # fmt: skip
-            print(f"| {name} | {basis:.1e} | {weights:.1e} | {cost.reduced:,} |")
+            # Rows of one user each are not exchanged.
+            exchanged = cost.exchanged if name == "votes" else 0
+            bytes_ = f"{cost.reduced:,} bytes | {exchanged:,} bytes"
+            print(f"| {name} | {basis:.1e} | {weights:.1e} | {bytes_} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Training on the devices of a mesh: users, their pairs and rows, one part a device.
 
-Users are partitioned over the axis "users", balanced by their pairs, and never move. A
-device holds the rows that its users' pairs use and multiplies V by these alone. A step
-costs one all-reduce of the slope in V and the sums of the recipe: the atoms' shares and
-the log marginal, or the loss and the slope's norm in W.
+Users are partitioned over the axis "users", balanced by their pairs, and never move.
+Each row that pairs use lies on one device, one of those whose users use it, which
+multiplies V by it. Rewards of rows that others use too are exchanged by an all-to-all,
+and so are their slopes. Apart from that a step costs one all-reduce of the slope in V
+and the sums of the recipe: the atoms' shares and the log marginal, or the loss and the
+slope's norm in W.
 """
 
 import functools
@@ -12,13 +14,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lore_jax import _processes
+from lore_jax._backend import tuning
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import Pairs
-from lore_jax._pairs.row_sums import SideCounts, count_sides
+from lore_jax._pairs.row_sums import (
+    RowIndex,
+    SideCounts,
+    count_sides,
+    make_row_index,
+    sum_rows,
+)
 
 AXIS = "users"
 
@@ -44,11 +54,42 @@ class Part(NamedTuple):
 
     Attributes:
       users: int[n], its users.
-      rows: int[m], rows of the table that their pairs use.
+      rows: int[m], the rows of the table that lie on it, ascending.
+      used: int[r], the rows that its users' pairs use, ascending.
+      place: int[r], where their rewards stand: behind its own come those received.
     """
 
     users: np.ndarray
     rows: np.ndarray
+    used: np.ndarray
+    place: np.ndarray
+
+
+class Exchange(struct.PyTreeNode):
+    """What one device sends, inside of `shard_map`.
+
+    Attributes:
+      send: int32[n, s], which of its m rows each of n devices gets, padded with 0.
+      back: which of the n · s slopes that come back each row sums up; None where they
+        are scattered.
+    """
+
+    send: jax.Array
+    back: RowIndex | None
+
+    def gather(self, proj: jax.Array) -> jax.Array:
+        """float[m, K] → [m + n · s, K]: behind its own rows those that it receives."""
+        sent = proj.at[self.send.reshape(-1)].get(mode="promise_in_bounds")
+        received = jax.lax.all_to_all(sent, AXIS, 0, 0, tiled=True)
+        return jnp.concatenate([proj, received])
+
+    def sum(self, slopes: jax.Array) -> jax.Array:
+        """The transpose of `gather`."""
+        own = slopes[: len(slopes) - self.send.size]
+        back = jax.lax.all_to_all(slopes[len(own) :], AXIS, 0, 0, tiled=True)
+        if self.back is not None:
+            return own + sum_rows(back.T, self.back).T
+        return own.at[self.send.reshape(-1)].add(back, mode="promise_in_bounds")
 
 
 class Partition:
@@ -87,32 +128,63 @@ class Partition:
             ]
         for users, devices in groups:
             device[users] = devices[_balanced(counts[users], len(devices))]
-        self.parts, capacities, sides = [], [], []
+        users = [np.flatnonzero(device == d) for d in range(size)]
+        mine = [_of_users(pairs, some) for some in users]
+        used = [_used(x) for x in mine]
+        rows, needed = _owned(used)
+        self.num_rows_each = max([len(x) for x in rows] + [1])
+        self.num_sent = max(len(x) for of in needed for x in of)
+        self._needed, self.parts = needed, []
         for d in range(size):
-            users = np.flatnonzero(device == d)
-            mine = _of_users(pairs, users)
-            used = [x for x in (mine.chosen, mine.rejected) if x is not None]
-            rows = np.unique(np.concatenate(used))
-            self.parts.append(Part(users, rows))
-            local = _renumbered(mine, rows, num_rows)
-            capacities.append(mine.counts)
-            sides.append(count_sides(local.chosen, local.rejected, len(rows)))
-        self.num_users = max(len(part.users) for part in self.parts)
-        self.num_local = max([len(part.rows) for part in self.parts] + [1])
-        self.capacities = _alike(capacities, self.num_users)
-        chosen = _alike([side.chosen for side in sides], self.num_local)
+            places = np.zeros(num_rows, np.int64)
+            places[rows[d]] = np.arange(len(rows[d]))
+            for owner_of, wanted in enumerate(needed[d]):
+                first = self.num_rows_each + owner_of * self.num_sent
+                places[wanted] = first + np.arange(len(wanted))
+            self.parts.append(Part(users[d], rows[d], used[d], places[used[d]]))
+        self.num_users = max(map(len, users))
+        self.capacities = _alike([x.counts for x in mine], self.num_users)
+        num_local = self.num_rows_each + size * self.num_sent
+        local = [self._renumbered(*both) for both in zip(mine, self.parts)]
+        sides = [count_sides(x.chosen, x.rejected, num_local) for x in local]
+        chosen = _alike([side.chosen for side in sides], num_local)
         rejected: list = [None] * size
         if pairs.rejected is not None:
             each = [side.rejected for side in sides]
-            rejected = _alike(each, self.num_local)  # pyright: ignore[reportArgumentType]
+            rejected = _alike(each, num_local)  # pyright: ignore[reportArgumentType]
         self.sides = [SideCounts(*both) for both in zip(chosen, rejected)]
+
+    def exchanges(self) -> list[Exchange | None]:
+        """What each device of this process sends; None where no row is shared."""
+        if not self.num_sent:
+            return [None] * len(self.here)
+        sends, terms = [], []
+        for d, part in enumerate(self.parts):
+            send = np.zeros((len(self.parts), self.num_sent), np.int32)
+            entries = []
+            for to, wanted in enumerate(of[d] for of in self._needed):
+                send[to, : len(wanted)] = np.searchsorted(part.rows, wanted)
+                entries.append(to * self.num_sent + np.arange(len(wanted)))
+            entry = np.concatenate(entries)
+            sends.append(send)
+            terms.append((send.ravel()[entry], entry))
+        counts = [np.bincount(row, minlength=self.num_rows_each) for row, _ in terms]
+        capacities = _alike(counts, self.num_rows_each)
+        out = []
+        for at in self.here:
+            back = None
+            if not tuning().scatters:
+                (row, entry), size = terms[at], sends[at].size
+                back = make_row_index(row, entry, size, capacities[at])
+            out.append(Exchange(send=jnp.asarray(sends[at]), back=back))
+        return out
 
     def table(self, features) -> jax.Array:
         """float[devices, m, D], the rows of every device, on that device."""
         shards = []
         for at in self.here:
             used = self.parts[at].rows
-            rows = np.zeros((self.num_local, features.shape[1]), features.dtype)
+            rows = np.zeros((self.num_rows_each, features.shape[1]), features.dtype)
             rows[: len(used)] = (
                 features.take(used)
                 if isinstance(features, DistributedTable)
@@ -125,14 +197,20 @@ class Partition:
         """The pairs of each device of this process, padded with users without any."""
         out = []
         for part in (self.parts[at] for at in self.here):
-            mine = _of_users(pairs, part.users)
-            mine = _renumbered(mine, part.rows, self.num_rows)
+            mine = self._renumbered(_of_users(pairs, part.users), part)
             missing = self.num_users - len(part.users)
             offsets = np.concatenate(
                 [mine.offsets, np.repeat(mine.offsets[-1], missing)]
             )
             out.append(mine._replace(offsets=offsets.astype(np.int32)))
         return out
+
+    def _renumbered(self, pairs: Pairs, part: Part) -> Pairs:
+        """The pairs of a device over the rewards that it has."""
+        place = np.zeros(self.num_rows, np.int32)
+        place[part.used] = part.place
+        rejected = None if pairs.rejected is None else place[pairs.rejected]
+        return pairs._replace(chosen=place[pairs.chosen], rejected=rejected)
 
     def places(self, pairs: Pairs) -> list[np.ndarray]:
         """Which of all pairs each device of this process has, in its order."""
@@ -227,12 +305,29 @@ def _places(pairs: Pairs, users: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) + np.repeat(starts, counts)
 
 
-def _renumbered(pairs: Pairs, rows: np.ndarray, num_rows: int) -> Pairs:
-    """The same pairs over the given rows alone."""
-    place = np.zeros(num_rows, np.int32)
-    place[rows] = np.arange(len(rows), dtype=np.int32)
-    rejected = None if pairs.rejected is None else place[pairs.rejected]
-    return pairs._replace(chosen=place[pairs.chosen], rejected=rejected)
+def _used(pairs: Pairs) -> np.ndarray:
+    sides = [x for x in (pairs.chosen, pairs.rejected) if x is not None]
+    return np.unique(np.concatenate(sides))
+
+
+def _owned(used: list[np.ndarray]) -> tuple[list, list[list[np.ndarray]]]:
+    """(rows that lie on each device, for each device those it needs of each other).
+
+    A row lies on one of the devices that use it, by turns.
+    """
+    size = len(used)
+    rows = np.concatenate(used)
+    device = np.repeat(np.arange(size), [len(x) for x in used])
+    order = np.lexsort((device, rows))
+    found, first, count = np.unique(rows[order], return_index=True, return_counts=True)
+    owner = device[order][first + np.arange(len(found)) % count]
+    owned = [found[owner == d] for d in range(size)]
+    needed = []
+    for d in range(size):
+        of = owner[np.searchsorted(found, used[d])]
+        none = used[d][:0]
+        needed.append([none if d == o else used[d][of == o] for o in range(size)])
+    return owned, needed
 
 
 def _alike(arrays: list[np.ndarray], size: int) -> list[np.ndarray]:

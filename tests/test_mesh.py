@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 
 import lore_jax as lore
 from benchmarks.mesh_cost import step_cost
-from lore_jax import _mesh
+from lore_jax import _backend, _mesh
 from lore_jax._pairs.pack import pack
 from lore_jax._train import coordinates, marginal, steps
 from lore_jax.prior import make_atoms
@@ -197,8 +197,16 @@ def test_a_step_costs_one_all_reduce():
     cost = step_cost(rows=80, width=12, rank=rank, pairs=prefs.num_pairs, devices=4,
                      atoms=num_atoms)  # fmt: skip
     assert cost.reduced == 4 * int(found[0])
-    for word in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+    exchanges = re.findall(r"all-to-all\(", text)
+    assert len(exchanges) == 2  # There and back, once a step.
+    for word in ("all-gather", "collective-permute", "reduce-scatter"):
         assert word not in text
+    private = lore.Preferences.from_pairs(
+        np.eye(80, dtype=np.float32), np.arange(0, 80, 2), np.arange(1, 80, 2),
+        np.arange(40) // 2,
+    )  # fmt: skip
+    text, _ = program(private, rank, 4)
+    assert "all-to-all" not in text  # Nobody needs another's rows.
 
 
 def test_parts_hold_their_own_rows_and_users_balanced():
@@ -212,11 +220,18 @@ def test_parts_hold_their_own_rows_and_users_balanced():
     assert max(loads) - min(loads) <= 60
     users = np.concatenate([part.users for part in partition.parts])
     assert sorted(users) == list(range(200))
-    for part, mine in zip(partition.parts, parts):
-        used = np.union1d(part.rows[mine.chosen], part.rows[mine.rejected])
-        np.testing.assert_array_equal(part.rows, used)
+    for part, mine, place in zip(partition.parts, parts, partition.places(pairs)):
+        given = np.unique([pairs.chosen[place], pairs.rejected[place]])
+        np.testing.assert_array_equal(part.used, given)
+        where = dict(zip(part.used.tolist(), part.place.tolist()))
+        for side in ("chosen", "rejected"):
+            want = [where[row] for row in getattr(pairs, side)[place].tolist()]
+            np.testing.assert_array_equal(getattr(mine, side), want)
+    rows = np.concatenate([part.rows for part in partition.parts])
+    used = np.unique([pairs.chosen, pairs.rejected])
+    np.testing.assert_array_equal(np.sort(rows), used)  # Each on one device.
     table = partition.table(prefs.features)
-    assert table.shape == (4, partition.num_local, 12)
+    assert table.shape == (4, partition.num_rows_each, 12)
     for part, rows in zip(partition.parts, np.asarray(table)):
         np.testing.assert_array_equal(rows[: len(part.rows)], prefs.features[part.rows])
 
@@ -234,7 +249,25 @@ def test_devices_hold_as_many_rows_as_predicted():
         partition = _mesh.Partition(mesh, pack(prefs), rows)
         cost = step_cost(rows=rows, width=2, rank=3, pairs=pairs, devices=size)
         held = [len(part.rows) for part in partition.parts]
-        np.testing.assert_allclose(held, cost.rows, rtol=0.04)
+        np.testing.assert_allclose(held, cost.rows, rtol=0.06)
+        others = [len(part.used) - len(part.rows) for part in partition.parts]
+        np.testing.assert_allclose(4 * 3 * np.mean(others), cost.exchanged, rtol=0.06)
+        # The rounds are as long as the longest list.
+        sent = 4 * 3 * partition.num_sent * (size - 1)
+        assert sent <= 1.25 * cost.exchanged
+
+
+@pytest.mark.parametrize("recipe", [QUICK, lore.PublishedJoint(num_steps=10)])
+def test_on_an_accelerator_what_comes_back_is_gathered(monkeypatch, recipe):
+    prefs = uneven(labels=True)
+    want = lore.fit(prefs, rank=2, key=KEY, recipe=recipe, mesh=make_mesh(4))
+    monkeypatch.setattr(_backend, "CPU", _backend.CPU._replace(scatters=False))
+    jax.clear_caches()
+    got = lore.fit(prefs, rank=2, key=KEY, recipe=recipe, mesh=make_mesh(4))
+    scale = np.abs(want.model.basis).max()
+    np.testing.assert_allclose(
+        got.model.basis, want.model.basis, rtol=0, atol=1e-5 * scale
+    )
 
 
 def test_splits_have_the_shapes_of_the_whole():

@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from lore_jax._backend import EXACT, cpu_branch, tuning
-from lore_jax._mesh import AXIS, Partition, first
+from lore_jax._mesh import AXIS, Exchange, Partition, first
 from lore_jax._pairs.pack import Bucket, Pairs, count_users, make_buckets
 from lore_jax._pairs.row_sums import (
     PairIndex,
@@ -57,6 +57,7 @@ class MarginalProblem(struct.PyTreeNode):
       index: which slopes each row of the table sums up; None where they are scattered.
       num_features: D.
       unit_weights: every real pair weighs 1.
+      exchange: of rows that several devices of a mesh use, or None.
     """
 
     features: jax.Array | None
@@ -67,6 +68,7 @@ class MarginalProblem(struct.PyTreeNode):
     atoms: jax.Array
     base: jax.Array
     index: PairIndex | None = None
+    exchange: Exchange | None = None
     num_features: int = struct.field(pytree_node=False, default=0)
     unit_weights: bool = struct.field(pytree_node=False, default=False)
 
@@ -178,10 +180,11 @@ def make_mesh_problem(
     }
     parts = [
         make_problem(rows, part, atoms, base, coordinates, capacity, sides).replace(
-            features=None, **dict.fromkeys(whole)
+            features=None, exchange=exchange, **dict.fromkeys(whole)
         )
-        for part, (capacity, sides) in zip(
-            partition.pairs(pairs), partition.shapes(), strict=True
+        for part, (capacity, sides), exchange in zip(
+            *(partition.pairs(pairs), partition.shapes(), partition.exchanges()),
+            strict=True,
         )
     ]
     return partition.stack(parts).replace(features=features, **whole)
@@ -227,6 +230,11 @@ class MarginalInputs(NamedTuple):
     def features(self):
         """float[M, D], or None."""
         return self.problem.features
+
+    @property
+    def exchange(self):
+        """Of rows that several devices use, or None."""
+        return self.problem.exchange
 
     def specs(self) -> "MarginalInputs":
         """Which arrays are in parts on a mesh: those of pairs and rows."""

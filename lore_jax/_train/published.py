@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from lore_jax._backend import cpu_branch, tuning
 from lore_jax._equations import cosine_anchor, l2_anchor, pair_coefficients, pair_loss
-from lore_jax._mesh import AXIS, Partition, first
+from lore_jax._mesh import AXIS, Exchange, Partition, first
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import Pairs, pack
 from lore_jax._pairs.row_sums import (
@@ -67,6 +67,7 @@ class PublishedProblem(NamedTuple):
       users: the same of each user.
       coefficients: float[N], what each pair counts, of the parts of a mesh; None where
         a step works it out.
+      exchange: of rows that several devices of a mesh use, or None.
     """
 
     prefs: Preferences
@@ -74,6 +75,7 @@ class PublishedProblem(NamedTuple):
     rows: PairIndex | None = None
     users: RowIndex | None = None
     coefficients: jax.Array | None = None
+    exchange: Exchange | None = None
 
     @property
     def features(self):
@@ -166,8 +168,9 @@ def make_mesh_problem(
     size = max(int(capacity.sum()) for capacity in partition.capacities)
     users = partition.num_users
     parts = []
-    for mine, keep, (capacity, counts) in zip(
-        partition.pairs(pairs), partition.places(pairs), partition.shapes(), strict=True
+    each = partition.pairs(pairs), partition.places(pairs), partition.shapes()
+    for mine, keep, (capacity, counts), exchange in zip(
+        *each, partition.exchanges(), strict=True
     ):
         more, real = size - len(mine.chosen), np.arange(len(mine.chosen))
 
@@ -192,7 +195,7 @@ def make_mesh_problem(
             num_users=users,
         )
         share = padded(coefficients[keep]).astype(dtype)
-        parts.append(PublishedProblem(own, None, rows, by_user, share))  # pyright: ignore[reportArgumentType]
+        parts.append(PublishedProblem(own, None, rows, by_user, share, exchange))  # pyright: ignore[reportArgumentType]
     whole = partition.stack(parts)
     problem = whole._replace(prefs=whole.prefs.replace(features=table), anchor=anchor)
     return problem, OnMesh(partition)

@@ -55,7 +55,12 @@ def step(
     proj, pullback = jax.vjp(
         functools.partial(_equations.product, problem.features), basis
     )
+    exchange = problem.exchange  # of rows that several devices of a mesh use
+    if exchange is not None:
+        proj = exchange.gather(proj)
     slopes, sums, own = steps.slopes(proj, state, problem)
+    if exchange is not None:
+        slopes = exchange.sum(slopes)
     # A transpose left of slopes would change the form of the product.
     slopes = lax.optimization_barrier(slopes)
     slope = pullback(slopes)[0]
