@@ -54,7 +54,7 @@ def uneven(num_users=30, seed=0, **fields):
     )
 
 
-@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("labels", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_fit_is_that_of_one_device(size, labels):
     prefs = uneven(labels=labels)
@@ -257,7 +257,13 @@ def test_devices_hold_as_many_rows_as_predicted():
         assert sent <= 1.25 * cost.exchanged
 
 
-@pytest.mark.parametrize("recipe", [QUICK, lore.PublishedJoint(num_steps=10)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(QUICK, marks=pytest.mark.slow),
+        lore.PublishedJoint(num_steps=10, prior=None),
+    ],
+)
 def test_on_an_accelerator_what_comes_back_is_gathered(monkeypatch, recipe):
     prefs = uneven(labels=True)
     want = lore.fit(prefs, rank=2, key=KEY, recipe=recipe, mesh=make_mesh(4))
