@@ -207,7 +207,7 @@ def fit_prior(
         logits=jnp.asarray(adapted.logits),
         history=History(empty, empty, empty, selection),
         recipe=search,
-        ids=own.ids,
+        ids=own.names,
     )
 
 
@@ -392,7 +392,7 @@ def _anchor_alone(prefs: Preferences, anchor, recipe: Recipe) -> Fitted:
         logits=jnp.zeros_like(ones),
         history=History(empty, empty, empty),
         recipe=recipe,
-        ids=prefs.ids,
+        ids=prefs.names,
     )
 
 
@@ -453,7 +453,7 @@ def _fit_published(prefs, rank, key, recipe, init, anchor, run, mesh) -> Fitted:
         unpruned=unpruned,
         kept=kept,
         recipe=recipe,
-        ids=own.ids,
+        ids=own.names,
     )
 
 

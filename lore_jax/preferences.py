@@ -45,12 +45,7 @@ class Ids:
       groups: str[G] or int[G] of `Preferences.group`, or None without groups.
     """
 
-    def __init__(
-        self,
-        users: np.ndarray | None,
-        items: np.ndarray | None,
-        groups: np.ndarray | None = None,
-    ):
+    def __init__(self, users: Any, items: Any, groups: Any = None):
         """Keeps read-only views of the arrays."""
         self.users = _read_only(users)
         self.items = _read_only(items)
@@ -319,6 +314,11 @@ class Preferences(struct.PyTreeNode):
     def item_ids(self) -> np.ndarray | None:
         """str[M] or int[M], or None where items are rows."""
         return None if self.ids is None else self.ids.items
+
+    @property
+    def names(self) -> Ids | None:
+        """Names of users and items, without those of groups."""
+        return self.ids and Ids(self.ids.users, self.ids.items)
 
     @property
     def num_pairs(self) -> int:

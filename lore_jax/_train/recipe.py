@@ -38,7 +38,7 @@ def fit_marginal(
 ) -> Fitted:
     """`fit` by the default recipe; a rank, or the best of several."""
     key_atoms, key_start, key_split = jax.random.split(key, 3)
-    ids, temperature = prefs.ids, recipe.temperature
+    ids, temperature = prefs.names, recipe.temperature
     table: Any = prefs.features
     distributed = isinstance(table, DistributedTable)
     if not distributed:
@@ -71,7 +71,7 @@ def fit_marginal(
         bases, [x.proj for x in found], [x.weights for x in adapted], at
     )
     if distributed:
-        ids = own.ids
+        ids = own.names
         starts = starts and _mean_over_processes(starts)
     return Fitted(
         model=RewardModel(bases[at], priors[at], temperature),

@@ -49,6 +49,23 @@ def test_round_trip_of_a_real_fit(tmp_path, fitted, planted):
     np.testing.assert_array_equal(first.weights, second.weights)
 
 
+def test_names_of_groups_are_not_part_of_a_fit(tmp_path):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(30, 4)).astype(np.float32)
+    chosen = rng.integers(15, size=60)
+    users = np.array(["ann", "bob", "cy"])[rng.integers(3, size=60)]
+    prefs = lore.Preferences.from_pairs(
+        table, chosen, chosen + 15, users, group=chosen % 5
+    )
+    assert prefs.ids.groups.tolist() == [0, 1, 2, 3, 4]
+    recipe = lore.PublishedJoint(num_steps=2, prior=None)
+    fitted = lore.fit(prefs, rank=2, key=jax.random.key(0), recipe=recipe)
+    lore.save(tmp_path / "fit", fitted)
+    loaded = lore.load(tmp_path / "fit")
+    assert loaded.ids == fitted.ids
+    assert loaded.user_ids.tolist() == ["ann", "bob", "cy"]
+
+
 def test_a_fit_without_a_prior_round_trips(tmp_path):
     original = make_fit()
     original = original.replace(model=original.model.replace(prior=None))
