@@ -164,6 +164,37 @@ def test_a_published_form_is_that_of_one_device(recipe, labels):
     assert records[0].state[1].shape == want.logits.shape  # Of all users, in order.
 
 
+def few(kind):
+    """Three users with pairs, so that one of four devices has none."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(60, 6)).astype(np.float32)
+    chosen, user = rng.integers(20, size=60), rng.integers(3, size=60)
+    if kind == "differences":
+        return lore.Preferences.from_pairs(table, np.arange(60), None, user, 5)
+    weight = rng.integers(0, 2, 60) * (user != 1.0) if kind == "weights" else None
+    prefs = lore.Preferences.from_pairs(
+        table, chosen, chosen + 20, user, 5, sample_weight=weight
+    )
+    return lore.store_as(prefs, "bfloat16") if kind == "bfloat16" else prefs
+
+
+@pytest.mark.parametrize("kind", ["plain", "differences", "bfloat16", "weights"])
+def test_a_device_may_have_no_user(kind):
+    short = lore.PublishedJoint(num_steps=4, prior=None)
+    search = lore.Search(ridges=(0.1,), smoothings=(1.0,), temperings=(0.4,))
+    recipes = [short]
+    if kind == "plain":
+        recipes.append(lore.Marginal(num_steps=4, num_starts=1, search=search))
+    for recipe in recipes:
+        settings = dict(rank=2, key=KEY, recipe=recipe)
+        want = lore.fit(few(kind), **settings)
+        got = lore.fit(few(kind), **settings, mesh=make_mesh(4))
+        scale = np.abs(np.asarray(want.model.basis)).max()
+        np.testing.assert_allclose(
+            got.model.basis, want.model.basis, rtol=0, atol=1e-5 * scale
+        )
+
+
 def program(prefs, rank, size, num_steps=3):
     """The compiled steps on a mesh, and what they get."""
     mesh = _mesh.check_mesh(make_mesh(size))

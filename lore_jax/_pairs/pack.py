@@ -281,7 +281,11 @@ def make_buckets(
 
 
 def _take(slots, values):
-    return None if values is None else values[slots]
+    if values is None:
+        return None
+    if not len(values):  # A device of a mesh without pairs: all is padding.
+        return np.zeros(slots.shape, values.dtype)
+    return values[slots]
 
 
 def _device(values, dtype=None):
