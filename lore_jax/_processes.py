@@ -80,6 +80,23 @@ def together(check: Callable[[], T]) -> T:
     return value  # pyright: ignore[reportReturnType]
 
 
+def end_together(function: Callable[[], Any]) -> None:
+    """`function` on every process; where it raises on one, the others end too.
+
+    Raises:
+      BaseException: what `function` raised here.
+      RuntimeError: naming the process where it raised.
+    """
+    said, cause = "", None
+    try:
+        function()
+    except BaseException as error:
+        said, cause = f"{type(error).__name__}: {error}", error
+    for process, text in enumerate(gather_bytes(said.encode())):
+        if text:
+            raise cause or RuntimeError(f"process {process} ended: {text.decode()}")
+
+
 def agree(**values: Any) -> None:
     """Raises `ValueError` on every process where one has another value; by repr."""
     for name, value in values.items():

@@ -119,7 +119,10 @@ def test_both_refuse_what_does_not_go_together():
     for status, out, error in run("mesh_refusals.py", [(port, 0), (port, 1)]):
         assert status == 0, error[-2000:]
         said.append(lines_of(out))
-    assert len(said[0]) == 18
+    assert len(said[0]) == 19
+    ended = [one.pop("a callback that raises on one") for one in said]
+    assert ended[0] == "RuntimeError: process 1 ended: RuntimeError: enough"
+    assert ended[1] == "RuntimeError: enough"
     assert said[0] == said[1]
     for name, line in said[0].items():
         assert line.startswith("ValueError: "), f"{name}: {line}"

@@ -5,6 +5,7 @@ of the fit say everything about the rest of it.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lore_jax import _processes
 from lore_jax._pairs.blocks import visit_rows
 from lore_jax._pairs.distributed import DistributedTable, row_digests
 from lore_jax._pairs.used_rows import without_unused_rows
@@ -150,7 +152,11 @@ class Run:
                     rows=tuple(dict(row) for row in self.rows),
                     fingerprint=self._fingerprint,
                 )
-                self._on_progress(seal(progress))
+                call = functools.partial(self._on_progress, seal(progress))
+                if _processes.spans(mesh):
+                    _processes.end_together(call)
+                else:
+                    call()
 
         state, metrics = train(
             state,
