@@ -39,7 +39,10 @@ def gather_bytes(data: bytes) -> list[bytes]:
 
 def gather_arrays(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Named arrays of every process, of any shape, in order."""
-    kinds = [(name, x.dtype.str, x.shape) for name, x in arrays.items()]
+    kinds = [
+        (name, x.dtype.name if x.dtype.kind == "V" else x.dtype.str, x.shape)
+        for name, x in arrays.items()
+    ]
     head = json.dumps(kinds).encode()
     parts = [len(head).to_bytes(8, "little"), head]
     parts += [np.asarray(x, order="C").tobytes() for x in arrays.values()]
@@ -57,6 +60,11 @@ def _read_arrays(data: memoryview) -> dict[str, np.ndarray]:
     return out
 
 
+def of_first(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Named arrays of process 0, on all: rounding may differ between processors."""
+    return gather_arrays(arrays if here() == 0 else {})[0]
+
+
 def add(array: Any) -> np.ndarray:
     """The sum of an array over the processes, in their order, in float64."""
     parts = gather_arrays({"x": np.asarray(array, np.float64)})
@@ -72,7 +80,7 @@ def together(check: Callable[[], T]) -> T:
     value, said, cause = None, "", None
     try:
         value = check()
-    except (ValueError, TypeError) as error:
+    except Exception as error:
         said, cause = str(error) or type(error).__name__, error
     for process, text in enumerate(gather_bytes(said.encode())):
         if text:

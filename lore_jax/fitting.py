@@ -21,7 +21,7 @@ from lore_jax._train import published
 from lore_jax._train.bar import Bar, expected_trainings
 from lore_jax._train.recipe import fit_marginal
 from lore_jax._train.refinement import learn_prior
-from lore_jax._train.resume import Run, fingerprint
+from lore_jax._train.resume import Run, check_progress, fingerprint
 from lore_jax.adaptation import adapt_projected
 from lore_jax.config import (
     Marginal,
@@ -183,8 +183,8 @@ def fit_prior(
     if several := _processes.spans(mesh):
         numbers = _processes.together(check)
         settings: Any = dict(search=search, temperature=float(temperature))
-        given = np.asarray(basis).tobytes()
-        _processes.agree(key=numbers, basis=given, **settings)
+        settings |= _of_devices(mesh)  # pyright: ignore[reportArgumentType]
+        _processes.agree(key=numbers, basis=_said(basis), **settings)
         prefs = gather_pairs(prefs)
     else:
         check()
@@ -221,14 +221,17 @@ def _of_all_processes(
         _check_every(every, on_progress)
         if resume is not None:
             _checks.check_type(resume, Progress, "resume")
+            check_progress(resume, "resume.")
         return np.asarray(_key_data(key)).tolist()
 
     found = _processes.together(check)
     _processes.agree(
-        rank=rank,
+        **_of_devices(mesh),
+        rank=rank if isinstance(rank, str) else int(rank),
         recipe=recipe,
         key=found,
-        init=None if init is None else np.asarray(init.basis).tobytes(),
+        init=None if init is None else _said(init.basis),
+        dtype_of_logits=None if init is None else np.asarray(init.logits).dtype,
         anchor=None if anchor is None else np.asarray(anchor).tobytes(),
         resume=None if resume is None else resume.digest,
         every=(on_progress is not None, every, progress),
@@ -239,6 +242,20 @@ def _of_all_processes(
         logits = everyone.features.gather_users(everyone, logits.T).T
         init = RewardParams(basis=init.basis, logits=logits)
     return everyone, init
+
+
+def _of_devices(mesh: Mesh) -> dict[str, Any]:
+    """What of the devices must be alike on all processes."""
+    return {
+        "the devices of mesh": [device.id for device in mesh.devices.flat],
+        "jax_enable_x64": jax.config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue]
+    }
+
+
+def _said(array) -> tuple:
+    """An array for a comparison by repr."""
+    array = np.asarray(array)
+    return array.dtype, array.shape, array.tobytes()
 
 
 def _check_arguments(prefs, rank, recipe, init, anchor, mesh) -> None:

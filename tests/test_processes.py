@@ -63,6 +63,7 @@ def check_prior(prefs, found):
         pytest.param("named", marks=pytest.mark.slow),
         pytest.param("private", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
+        pytest.param("lopsided", marks=pytest.mark.slow),
     ],
 )
 def test_a_fit_of_two_processes_is_that_of_one(tmp_path, kind):
@@ -119,7 +120,7 @@ def test_both_refuse_what_does_not_go_together():
     for status, out, error in run("mesh_refusals.py", [(port, 0), (port, 1)]):
         assert status == 0, error[-2000:]
         said.append(lines_of(out))
-    assert len(said[0]) == 19
+    assert len(said[0]) == 21
     ended = [one.pop("a callback that raises on one") for one in said]
     assert ended[0] == "RuntimeError: process 1 ended: RuntimeError: enough"
     assert ended[1] == "RuntimeError: enough"

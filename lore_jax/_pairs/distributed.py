@@ -1,4 +1,4 @@
-"""The pairs of all processes of a mesh; the rows of the table stay where they are.
+"""The pairs of all processes of a mesh; the table stays where it is, but for samples.
 
 Every process knows all pairs (a few integers each), so that all of them draw the same
 splits and come to the same decisions. Users are in the order of their names, and rows
@@ -94,7 +94,8 @@ class DistributedTable:
         """Values [..., u] of `own(prefs)`'s users → [..., U] of all, everywhere."""
         part = {"at": np.flatnonzero(self.mine(prefs)), "values": values}
         parts = _processes.gather_arrays(part)
-        out = np.empty((*values.shape[:-1], prefs.num_users), values.dtype)
+        dtype = np.result_type(*(found["values"].dtype for found in parts))
+        out = np.empty((*values.shape[:-1], prefs.num_users), dtype)
         for found in parts:
             out[..., found["at"]] = found["values"]
         return out
@@ -152,6 +153,7 @@ def gather_pairs(prefs: Preferences) -> Preferences:
             "whether features spans processes": _spans(prefs.features),
             "the kind of user names": _kind(prefs.user_ids),
             "the kind of item names": _kind(prefs.item_ids),
+            "the kind of groups": _kind(prefs.ids and prefs.ids.groups),
         }
     )
     names: Any = prefs.user_ids
@@ -310,7 +312,7 @@ def _exchange(table: jax.Array, needed: list[np.ndarray]) -> np.ndarray:
     for start in range(0, max(map(len, sends)), size):
         rows = sends[mine][start : start + size]
         values = _from_shards(shards, rows, out)
-        part = {"rows": rows, "bytes": values.view(np.uint8).reshape(len(rows), -1)}
+        part = {"rows": rows, "bytes": values.view(np.uint8).reshape(len(rows), width)}
         for found in _processes.gather_arrays(part):
             at = np.searchsorted(needed[mine], found["rows"])
             at = np.minimum(at, len(out) - 1)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from lore_jax import _processes
 from lore_jax._backend import EXACT, tuning
 from lore_jax._pairs.blocks import visit_rows
 from lore_jax._pairs.distributed import DistributedTable
@@ -84,6 +85,27 @@ class Spectrum(NamedTuple):
 
 
 def measure(prefs: Preferences) -> Spectrum | None:
+    """The spectrum of the rows that pairs use, the same on every process.
+
+    None where they do not differ. See `_measured`.
+    """
+    found = _measured(prefs)
+    if found is None or not isinstance(prefs.features, DistributedTable):
+        return found
+    given = {n: x for n, x in found._asdict().items() if x is not None}
+    shared = _processes.of_first({n: np.asarray(x) for n, x in given.items()})
+    tail = None if found.tail is None else float(shared["tail"])
+    return Spectrum(
+        directions=shared["directions"],
+        variances=shared["variances"],
+        tail=tail,
+        moments=shared["moments"],
+        rest=float(shared["rest"]),
+        span=shared.get("span"),
+    )
+
+
+def _measured(prefs: Preferences) -> Spectrum | None:
     """The spectrum of the rows that pairs use; None where they do not differ.
 
     Up to `EXACT_UP_TO` directions are decomposed. Of more, the leading 128 are found by

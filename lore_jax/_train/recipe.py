@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lore_jax import _checks, _processes
+from lore_jax import _checks
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import count_users, pack
 from lore_jax._pairs.projected import project_pairs
@@ -67,12 +67,13 @@ def fit_marginal(
     heldout = tuple(choice["heldout"])
     if best.rank > 1:
         _warn_unless_it_helps(heldout)
-    starts = compare_starts(
-        bases, [x.proj for x in found], [x.weights for x in adapted], at
-    )
-    if distributed:
+    starts = None
+    if distributed:  # No process has the weights of all users.
         ids = own.names
-        starts = starts and _mean_over_processes(starts)
+    else:
+        starts = compare_starts(
+            bases, [x.proj for x in found], [x.weights for x in adapted], at
+        )
     return Fitted(
         model=RewardModel(bases[at], priors[at], temperature),
         weights=jnp.asarray(adapted[at].weights),
@@ -90,11 +91,6 @@ def fit_marginal(
         recipe=recipe,
         ids=ids,
     )
-
-
-def _mean_over_processes(starts: dict[str, float]) -> dict[str, float]:
-    total = _processes.add(np.array([*starts.values(), 1.0]))
-    return dict(zip(starts, map(float, total[:-1] / total[-1]), strict=True))
 
 
 def _choose(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lore_jax import _processes
 from lore_jax._backend import on_threads
 from lore_jax._mesh import Partition
 from lore_jax._pairs.distributed import DistributedTable
@@ -125,12 +126,15 @@ class CandidateTrainer:
             if place not in self.starts:
                 theta = self.start(prefs, made, rank, start)
                 theta = coordinates.in_span(theta, self.spectra[name])
-                self.starts[place] = np.asarray(theta)
+                theta = np.asarray(theta)
+                if isinstance(prefs.features, DistributedTable):
+                    theta = _processes.of_first({"theta": theta})["theta"]
+                self.starts[place] = theta
         theta = jnp.array(self.starts[place])  # A copy: the state is donated.
         steps = recipe.num_steps
         numbers = candidate.ridge, candidate.tempering, recipe.temperature
         numbers = (jnp.asarray(x, self.dtype) for x in (*numbers, 1.0, steps / 2))
-        source = prefs.features if self.from_source else None
+        source: Any = prefs.features if self.from_source else None
         found = self.run.train(
             f"{name} {candidate._asdict()} {start}",
             marginal.init_from(theta, problem, self.optimiser),
