@@ -4,6 +4,8 @@ A name is a string or an integer, and stays what it is: 1 and "1" are two names,
 a lookup of one among the other is an error.
 """
 
+import functools
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,58 @@ import numpy as np
 from lore_jax import _checks
 
 MAX_LENGTH = 256  # characters of one name: an array of names is as wide as the longest
+
+
+class Ids:
+    """Names of users, items and groups, kept beside the arrays.
+
+    A name is a string or an integer. Two records with equal names are equal, so they
+    share compiled programs. The arrays are read-only.
+
+    Attributes:
+      users: str[U] or int[U], or None where users are indices.
+      items: str[M] or int[M], or None where items are rows.
+      groups: str[G] or int[G] of `Preferences.group`, or None without groups.
+    """
+
+    def __init__(self, users: Any, items: Any, groups: Any = None):
+        """Keeps read-only views of the arrays."""
+        self.users = _read_only(users)
+        self.items = _read_only(items)
+        self.groups = _read_only(groups)
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """16 bytes that stand for the names; worked out once."""
+        digest = hashlib.blake2b(digest_size=16)
+        for names in (self.users, self.items, self.groups):
+            if names is None:
+                digest.update(b"none")
+            elif names.dtype.kind == "U":
+                text = "\0".join(names.tolist())
+                digest.update(b"str%d\0" % len(names))
+                digest.update(text.encode("utf-8", "surrogatepass"))
+            else:
+                digest.update(b"int%d\0" % len(names) + names.tobytes())
+        return digest.digest()
+
+    def __eq__(self, other: object) -> bool:
+        """True where both have the same names in the same order."""
+        if not isinstance(other, Ids):
+            return NotImplemented
+        return self is other or self.digest == other.digest
+
+    def __hash__(self) -> int:
+        """By value."""
+        return hash(self.digest)
+
+
+def _read_only(names: np.ndarray | None) -> np.ndarray | None:
+    if names is None:
+        return None
+    view = names.view()
+    view.flags.writeable = False
+    return view
 
 
 def column(values: Any, name: str) -> np.ndarray:

@@ -29,6 +29,8 @@ from lore_jax._pairs.row_sums import (
     make_row_index,
     sum_rows,
 )
+from lore_jax._pairs.used_rows import used_rows
+from lore_jax.preferences import positions_of
 
 AXIS = "users"
 
@@ -130,7 +132,7 @@ class Partition:
             device[users] = devices[_balanced(counts[users], len(devices))]
         users = [np.flatnonzero(device == d) for d in range(size)]
         mine = [_of_users(pairs, some) for some in users]
-        used = [_used(x) for x in mine]
+        used = [used_rows(x.chosen, x.rejected) for x in mine]
         rows, needed = _owned(used)
         self.num_rows_each = max([len(x) for x in rows] + [1])
         self.num_sent = max(len(x) for of in needed for x in of)
@@ -214,7 +216,7 @@ class Partition:
 
     def places(self, pairs: Pairs) -> list[np.ndarray]:
         """Which of all pairs each device of this process has, in its order."""
-        return [_places(pairs, self.parts[at].users) for at in self.here]
+        return [positions_of(pairs.offsets, self.parts[at].users) for at in self.here]
 
     def user_parts(self, values: np.ndarray) -> jax.Array:
         """Values [U, …] of all users as [devices, n, …], padded with zeros."""
@@ -283,7 +285,7 @@ def replicated(tree: Any, mesh: Mesh) -> Any:
 
 def _of_users(pairs: Pairs, users: np.ndarray) -> Pairs:
     """The pairs of some users, renumbered in the order given."""
-    counts, keep = pairs.counts[users], _places(pairs, users)
+    counts, keep = pairs.counts[users], positions_of(pairs.offsets, users)
 
     def take(values):
         return None if values is None else values[keep]
@@ -296,18 +298,6 @@ def _of_users(pairs: Pairs, users: np.ndarray) -> Pairs:
         label=take(pairs.label),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
     )
-
-
-def _places(pairs: Pairs, users: np.ndarray) -> np.ndarray:
-    """int[n], stored positions of the pairs of some users, in the order given."""
-    counts = pairs.counts[users]
-    starts = pairs.offsets[users] - (np.cumsum(counts) - counts)
-    return np.arange(counts.sum()) + np.repeat(starts, counts)
-
-
-def _used(pairs: Pairs) -> np.ndarray:
-    sides = [x for x in (pairs.chosen, pairs.rejected) if x is not None]
-    return np.unique(np.concatenate(sides))
 
 
 def _owned(used: list[np.ndarray]) -> tuple[list, list[list[np.ndarray]]]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 T = TypeVar("T")
 
-_PIECE = 1 << 28  # bytes that a process sends at a time
+_PIECE = 1 << 28  # bytes that all processes together send at a time
 _LEAST = 1 << 10
 
 
@@ -25,15 +25,16 @@ def gather_bytes(data: bytes) -> list[bytes]:
     sizes = np.asarray(multihost_utils.process_allgather(size)).reshape(-1, 2)
     lengths = [int(whole) * _PIECE + int(rest) for whole, rest in sizes]
     out = [bytearray() for _ in lengths]
-    for start in range(0, max(lengths), _PIECE):
-        longest = min(_PIECE, max(lengths) - start)
+    most = max(_LEAST, _PIECE // len(lengths))  # of each; all of them are received
+    for start in range(0, max(lengths), most):
+        longest = min(most, max(lengths) - start)
         # Few lengths, so that few programs are compiled.
         piece = np.zeros(max(_LEAST, 1 << (longest - 1).bit_length()), np.uint8)
-        mine = np.frombuffer(data[start : start + _PIECE], np.uint8)
+        mine = np.frombuffer(data[start : start + most], np.uint8)
         piece[: len(mine)] = mine
         pieces = np.asarray(multihost_utils.process_allgather(piece))
         for whole, length, one in zip(out, lengths, pieces, strict=True):
-            whole += one[: max(0, min(_PIECE, length - start))].tobytes()
+            whole += one[: max(0, min(most, length - start))].tobytes()
     return [bytes(x) for x in out]
 
 

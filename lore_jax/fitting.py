@@ -105,20 +105,27 @@ def fit(
     """
     recipe = Marginal() if recipe is None else recipe
     settings = rank, recipe, init, anchor
-    if _processes.spans(mesh):
-        prefs, init = _of_all_processes(
-            prefs, *settings, mesh, key, on_progress, every, resume, progress
-        )
-    else:
+
+    def check() -> list:
         _check_arguments(prefs, *settings, mesh)
+        _check_reports(on_progress, every, resume)
+        return np.asarray(_key_data(key)).tolist()
+
+    if _processes.spans(mesh):
+        given: dict[str, Any] = {"key": _processes.together(check), "recipe": recipe}
+        given |= {"rank": rank if isinstance(rank, str) else int(rank)}
+        given |= {"reports": (on_progress is not None, every, progress)}
+        given |= {"resume": None if resume is None else resume.digest}
+        prefs, init = _of_all_processes(prefs, init, anchor, mesh, given)
+        settings = rank, recipe, init, anchor
+    else:
+        check()
     if mesh is not None:
         mesh = check_mesh(mesh)
     bar = _make_bar(recipe) if progress and rank != 0 else None
     run = _make_run(prefs, key, settings, on_progress, every, resume, bar)
     if rank == 0:
         return _anchor_alone(prefs, anchor, recipe)
-    if not isinstance(prefs.features, DistributedTable):
-        _check_data(prefs)
     with contextlib.ExitStack() as stack:
         if bar is not None:
             stack.callback(bar.close)
@@ -212,33 +219,20 @@ def fit_prior(
 
 
 def _of_all_processes(
-    prefs, rank, recipe, init, anchor, mesh, key, on_progress, every, resume, progress
+    prefs: Preferences, init: RewardParams | None, anchor, mesh: Any, given: dict
 ) -> tuple[Preferences, RewardParams | None]:
-    """The pairs of all processes, and `init` of all users; or all of them refuse."""
-
-    def check():
-        _check_arguments(prefs, rank, recipe, init, anchor, mesh)
-        _check_every(every, on_progress)
-        if resume is not None:
-            _checks.check_type(resume, Progress, "resume")
-            check_progress(resume, "resume.")
-        return np.asarray(_key_data(key)).tolist()
-
-    found = _processes.together(check)
-    _processes.agree(
-        **_of_devices(mesh),
-        rank=rank if isinstance(rank, str) else int(rank),
-        recipe=recipe,
-        key=found,
-        init=None if init is None else _said(init.basis),
-        dtype_of_logits=None if init is None else np.asarray(init.logits).dtype,
-        anchor=None if anchor is None else np.asarray(anchor).tobytes(),
-        resume=None if resume is None else resume.digest,
-        every=(on_progress is not None, every, progress),
-    )
+    """The pairs of all processes, and `init` of all users, where all agree."""
+    arrays = {"anchor": anchor}
+    if init is not None:
+        arrays |= {"init.basis": init.basis}
+        given |= {"the dtype of init.logits": np.asarray(init.logits).dtype}
+    given |= {name: x if x is None else _said(x) for name, x in arrays.items()}
+    _processes.agree(init=init is not None)
+    _processes.agree(**_of_devices(mesh), **given)
     everyone = gather_pairs(prefs)
     if init is not None:
-        logits = np.asarray(init.logits)[np.argsort(prefs.user_ids)]
+        names: Any = prefs.user_ids
+        logits = np.asarray(init.logits)[np.argsort(names)]
         logits = everyone.features.gather_users(everyone, logits.T).T
         init = RewardParams(basis=init.basis, logits=logits)
     return everyone, init
@@ -272,8 +266,8 @@ def _check_arguments(prefs, rank, recipe, init, anchor, mesh) -> None:
     if mesh is not None:
         check_mesh(mesh)
         _check_mesh_fit(prefs, rank)
-        if _processes.spans(mesh):
-            _check_data(prefs)
+    if rank != 0:
+        _check_data(prefs)
 
 
 def _key_data(key):
@@ -359,7 +353,7 @@ def _check_block(first: int, block: np.ndarray) -> None:
     _checks.host_float_table(block, what)
 
 
-def _check_every(every, on_progress) -> None:
+def _check_reports(on_progress, every, resume) -> None:
     if every is not None:
         if isinstance(every, bool) or not isinstance(every, int | np.integer):
             raise TypeError(f"every must be an integer, got {every!r}")
@@ -369,14 +363,14 @@ def _check_every(every, on_progress) -> None:
             raise ValueError(
                 "every is the number of steps between calls of on_progress"
             )
+    if resume is not None:
+        _checks.check_type(resume, Progress, "resume")
+        check_progress(resume, "resume.")
 
 
 def _make_run(prefs, key, settings, on_progress, every, resume, bar) -> Run:
-    _check_every(every, on_progress)
     if on_progress is None and resume is None:
         return Run(bar=bar)
-    if resume is not None:
-        _checks.check_type(resume, Progress, "resume")
     rank, recipe, init, anchor = settings
     arrays = () if init is None else (init.basis, init.logits)
     mark = fingerprint(prefs, key, rank, recipe, anchor, *arrays)

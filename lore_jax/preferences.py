@@ -3,8 +3,6 @@
 D features of one response, U users, M distinct feature rows, N pairs.
 """
 
-import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +12,7 @@ from flax import struct
 
 from lore_jax import _checks, _ids, _tables
 from lore_jax._entry import public
+from lore_jax._ids import Ids
 
 
 @runtime_checkable
@@ -31,58 +30,6 @@ class FeatureSource(Protocol):
     def blocks(self) -> Iterator[np.ndarray]:
         """Yields consecutive blocks float[rows, D], M rows in all."""
         ...
-
-
-class Ids:
-    """Names of users, items and groups, kept beside the arrays.
-
-    A name is a string or an integer. Two records with equal names are equal, so they
-    share compiled programs. The arrays are read-only.
-
-    Attributes:
-      users: str[U] or int[U], or None where users are indices.
-      items: str[M] or int[M], or None where items are rows.
-      groups: str[G] or int[G] of `Preferences.group`, or None without groups.
-    """
-
-    def __init__(self, users: Any, items: Any, groups: Any = None):
-        """Keeps read-only views of the arrays."""
-        self.users = _read_only(users)
-        self.items = _read_only(items)
-        self.groups = _read_only(groups)
-
-    @functools.cached_property
-    def digest(self) -> bytes:
-        """16 bytes that stand for the names; worked out once."""
-        digest = hashlib.blake2b(digest_size=16)
-        for names in (self.users, self.items, self.groups):
-            if names is None:
-                digest.update(b"none")
-            elif names.dtype.kind == "U":
-                text = "\0".join(names.tolist())
-                digest.update(b"str%d\0" % len(names))
-                digest.update(text.encode("utf-8", "surrogatepass"))
-            else:
-                digest.update(b"int%d\0" % len(names) + names.tobytes())
-        return digest.digest()
-
-    def __eq__(self, other: object) -> bool:
-        """True where both have the same names in the same order."""
-        if not isinstance(other, Ids):
-            return NotImplemented
-        return self is other or self.digest == other.digest
-
-    def __hash__(self) -> int:
-        """By value."""
-        return hash(self.digest)
-
-
-def _read_only(names: np.ndarray | None) -> np.ndarray | None:
-    if names is None:
-        return None
-    view = names.view()
-    view.flags.writeable = False
-    return view
 
 
 class Preferences(struct.PyTreeNode):
@@ -463,11 +410,21 @@ def take_users(prefs: Preferences, users: np.ndarray) -> Preferences:
         raise ValueError("users must be distinct; one of them stands twice")
     if not len(users):
         raise ValueError("users must name at least one user, got none")
-    offsets = np.asarray(prefs.offsets)
-    counts = (offsets[1:] - offsets[:-1])[users]
-    ends = np.cumsum(counts)
-    keep = np.arange(counts.sum()) + np.repeat(offsets[users] - (ends - counts), counts)
+    return pairs_of(prefs, users)
+
+
+def pairs_of(prefs: Preferences, users: np.ndarray) -> Preferences:
+    """`take_users` without checks, of any number of users."""
+    keep = positions_of(np.asarray(prefs.offsets), users)
+    counts = np.asarray(prefs.counts)[users]
     return _rebuilt(prefs, keep, np.repeat(np.arange(len(users)), counts), users)
+
+
+def positions_of(offsets: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """int[n], stored positions of the pairs of some users, in the order given."""
+    counts = (offsets[1:] - offsets[:-1])[users]
+    starts = offsets[users] - (np.cumsum(counts) - counts)
+    return np.arange(counts.sum()) + np.repeat(starts, counts)
 
 
 def _rebuilt(prefs: Preferences, keep, user, users) -> Preferences:

@@ -180,7 +180,7 @@ def learn_log_weights(
 
     Args:
       log_likelihood: log L, float[U, A], already tempered.
-      pseudo_count: users that are spread evenly over the atoms beforehand.
+      pseudo_count: users that are shared evenly by the atoms beforehand.
       num_steps: EM steps.
 
     Returns:

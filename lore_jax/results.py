@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from flax import struct
 
+from lore_jax._ids import Ids
 from lore_jax.model import RewardModel, RewardParams
-from lore_jax.preferences import Ids
 
 
 class Metrics(NamedTuple):

@@ -10,11 +10,12 @@ import numpy as np
 
 from lore_jax import _checks, _ids, _tables
 from lore_jax._entry import public
+from lore_jax._ids import Ids
 from lore_jax._pairs.blocks import project_rows
 from lore_jax._pairs.projected import checked_pairs
 from lore_jax.io.checkpoint import load_users, save_users
 from lore_jax.model import RewardModel, check_model, prior_of
-from lore_jax.preferences import Ids, Preferences
+from lore_jax.preferences import Preferences
 from lore_jax.streaming import (
     SUMS,
     UserStates,

@@ -16,10 +16,11 @@ from flax import struct
 
 from lore_jax import _checks, _ids
 from lore_jax._entry import public
+from lore_jax._ids import Ids
 from lore_jax._pairs.projected import Projected, checked_pairs
 from lore_jax._posterior.sums import pair_sums, refine
 from lore_jax.model import RewardModel, check_model, prior_of
-from lore_jax.preferences import Ids, Preferences
+from lore_jax.preferences import Preferences
 from lore_jax.prior import Prior, check_prior
 
 _CHUNKS = (16384, 1024, 64)

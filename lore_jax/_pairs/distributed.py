@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from lore_jax import _processes
-from lore_jax.preferences import Ids, Preferences
+from lore_jax._ids import Ids
+from lore_jax.preferences import Preferences, pairs_of
 
 _EXCHANGED = 1 << 26  # bytes of a shared table that a process sends at a time
 
@@ -59,36 +60,15 @@ class DistributedTable:
 
     def own(self, prefs: Preferences) -> Preferences:
         """The users of `prefs` that belong here, over the table of this process."""
-        users = np.flatnonzero(self.mine(prefs))
-        offsets = np.asarray(prefs.offsets)
-        counts = (offsets[1:] - offsets[:-1])[users]
-        ends = np.cumsum(counts)
-        keep = np.arange(counts.sum())
-        keep += np.repeat(offsets[users] - (ends - counts), counts)
-
-        def take(values):
-            return None if values is None else np.asarray(values)[keep]
+        some = pairs_of(prefs, np.flatnonzero(self.mine(prefs)))
 
         def placed(rows):
             if rows is None:
                 return None
-            found = np.searchsorted(self.rows, np.asarray(rows)[keep])
-            return self.place[found].astype(np.int32)
+            return self.place[np.searchsorted(self.rows, rows)].astype(np.int32)
 
-        ids: Any = prefs.ids
-        return Preferences(
-            features=self.table,
-            chosen=placed(prefs.chosen),
-            rejected=placed(prefs.rejected),
-            user=np.repeat(np.arange(len(users)), counts).astype(np.int32),
-            offsets=np.concatenate([[0], ends]).astype(np.int32),
-            order=np.arange(len(keep), dtype=np.int32),
-            label=take(prefs.label),
-            sample_weight=take(prefs.sample_weight),
-            group=take(prefs.group),
-            num_users=len(users),
-            ids=Ids(ids.users[users], None),
-        )
+        sides = dict(chosen=placed(some.chosen), rejected=placed(some.rejected))
+        return some.replace(features=self.table, ids=Ids(some.user_ids, None), **sides)
 
     def gather_users(self, prefs: Preferences, values: np.ndarray) -> np.ndarray:
         """Values [..., u] of `own(prefs)`'s users → [..., U] of all, everywhere."""
@@ -184,9 +164,9 @@ def _kind(names: np.ndarray | None) -> str:
 
 def _columns(prefs: Preferences) -> dict[str, np.ndarray]:
     """This process's pairs; rows as places among those that are used."""
-    sides = [x for x in (prefs.chosen, prefs.rejected) if x is not None]
-    used, place = np.unique(np.stack(sides), return_inverse=True)
-    place = place.reshape(len(sides), -1)
+    sides = np.stack([x for x in (prefs.chosen, prefs.rejected) if x is not None])
+    used, place = np.unique(sides, return_inverse=True)
+    place = place.reshape(sides.shape)
     out = {
         "users": np.asarray(prefs.user_ids),
         "user": np.asarray(prefs.user),

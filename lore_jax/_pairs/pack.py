@@ -82,6 +82,16 @@ class Pairs(NamedTuple):
         """Whether every pair weighs 1."""
         return self.sample_weight is None
 
+    def coefficients(self, weighting: str) -> np.ndarray:
+        """`losses.pair_coefficients` on the host, float64[N]."""
+        weight = np.ones(len(self.user))
+        if self.sample_weight is not None:
+            weight = np.asarray(self.sample_weight, np.float64)
+        if weighting == "pairs":
+            return weight / (weight.sum() or 1)
+        total = np.bincount(self.user, weight, minlength=self.num_users)
+        return weight / np.where(total > 0, total, 1)[self.user]
+
     def chunks(self, users: np.ndarray | None = None) -> Iterator[Chunk]:
         """Chunks of all users, or of some."""
         if users is None:

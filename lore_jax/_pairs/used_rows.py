@@ -4,7 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lore_jax.preferences import FeatureSource, Ids, Preferences
+from lore_jax._ids import Ids
+from lore_jax.preferences import FeatureSource, Preferences
+
+
+def used_rows(chosen, rejected) -> np.ndarray:
+    """int[n], the rows on either side of pairs, ascending."""
+    sides = [np.asarray(x) for x in (chosen, rejected) if x is not None]
+    return np.unique(np.concatenate(sides))
 
 
 def take_rows(prefs: Preferences, rows: np.ndarray) -> Preferences:
@@ -33,8 +40,7 @@ def without_unused_rows(prefs: Preferences) -> Preferences:
     Where rows have no names, and in a `FeatureSource` or on a device, they stay in
     order. A table whose rows are all used and in order is not copied.
     """
-    columns = [x for x in (prefs.chosen, prefs.rejected) if x is not None]
-    rows = np.unique(np.concatenate([np.asarray(x) for x in columns]))
+    rows = used_rows(prefs.chosen, prefs.rejected)
     names = None if prefs.ids is None else prefs.ids.items
     if names is not None and isinstance(prefs.features, np.ndarray):
         rows = rows[np.argsort(np.asarray(names)[rows], kind="stable")]

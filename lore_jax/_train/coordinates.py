@@ -12,7 +12,7 @@ a row is, where M ≤ D. Rows that no pair uses have no part in it.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,39 +85,36 @@ class Spectrum(NamedTuple):
 
 
 def measure(prefs: Preferences) -> Spectrum | None:
-    """The spectrum of the rows that pairs use, the same on every process.
-
-    None where they do not differ. See `_measured`.
-    """
-    found = _measured(prefs)
-    if found is None or not isinstance(prefs.features, DistributedTable):
-        return found
-    given = {n: x for n, x in found._asdict().items() if x is not None}
-    shared = _processes.of_first({n: np.asarray(x) for n, x in given.items()})
-    tail = None if found.tail is None else float(shared["tail"])
-    return Spectrum(
-        directions=shared["directions"],
-        variances=shared["variances"],
-        tail=tail,
-        moments=shared["moments"],
-        rest=float(shared["rest"]),
-        span=shared.get("span"),
-    )
-
-
-def _measured(prefs: Preferences) -> Spectrum | None:
     """The spectrum of the rows that pairs use; None where they do not differ.
 
     Up to `EXACT_UP_TO` directions are decomposed. Of more, the leading 128 are found by
     subspace iteration on a sample of rows, and all others share one variance. The
-    table is read twice.
+    table is read twice. Of several processes the first decomposes, as rounding may
+    differ between their processors.
     """
     rows, sides = _used(prefs)
     table, label = _sampled_rows(prefs.features, rows, sides)
     pairs = _sampled_differences(prefs, rows, sides)
+    if not isinstance(prefs.features, DistributedTable):
+        return _decompose(table, label, pairs, len(rows))
+    found = None
+    if _processes.here() == 0:
+        found = _decompose(table, label, pairs, len(rows))
+    given = {} if found is None else found._asdict()
+    given = {name: np.asarray(x) for name, x in given.items() if x is not None}
+    shared: dict[str, Any] = dict(_processes.of_first(given))
+    for name in ("tail", "rest"):
+        if name in shared:
+            shared[name] = float(shared[name])
+    optional: dict[str, Any] = dict.fromkeys(("tail", "span"))
+    return Spectrum(**optional | shared) if shared else None
+
+
+def _decompose(table, label, pairs, num_rows: int) -> Spectrum | None:
+    """`measure` of sampled rows, their components and differences of pairs."""
     scale = max(float(np.abs(table).max(initial=0)), _TINY)
     centred, pairs = _centred(table / scale, label), pairs / scale
-    sampled = len(table) < len(rows)
+    sampled = len(table) < num_rows
     exact = min(table.shape) <= EXACT_UP_TO and not sampled
     found = (_decomposed if exact else _leading)(centred)
     if found is None:
@@ -134,7 +131,7 @@ def _measured(prefs: Preferences) -> Spectrum | None:
         tail = max(float(left / mean), _LEAST)
         norms = np.square(pairs, dtype=np.float64).sum(1)
         rest = max(float(norms.mean() - moments.sum()), 0.0)
-        narrow = not sampled and len(rows) <= prefs.num_features
+        narrow = not sampled and num_rows <= table.shape[1]
         span = _orthonormal(table / scale, label) if narrow else None
     return Spectrum(
         directions.astype(np.float32),

@@ -19,7 +19,7 @@ from lore_jax._backend import cpu_branch, tuning
 from lore_jax._equations import cosine_anchor, l2_anchor, pair_coefficients, pair_loss
 from lore_jax._mesh import AXIS, Exchange, Partition, first
 from lore_jax._pairs.distributed import DistributedTable
-from lore_jax._pairs.pack import Pairs, pack
+from lore_jax._pairs.pack import pack
 from lore_jax._pairs.row_sums import (
     PairIndex,
     RowIndex,
@@ -164,7 +164,7 @@ def make_mesh_problem(
     partition = Partition(mesh, pairs, features.shape[0], process)
     table = partition.table(features)
     dtype = jnp.promote_types(table.dtype, jnp.float32)
-    coefficients = _shares(pairs, "users" if joint else "pairs")
+    coefficients = pairs.coefficients("users" if joint else "pairs")
     size = max(int(capacity.sum()) for capacity in partition.capacities)
     users = partition.num_users
     parts = []
@@ -199,17 +199,6 @@ def make_mesh_problem(
     whole = partition.stack(parts)
     problem = whole._replace(prefs=whole.prefs.replace(features=table), anchor=anchor)
     return problem, OnMesh(partition)
-
-
-def _shares(pairs: Pairs, weighting: str) -> np.ndarray:
-    """`losses.pair_coefficients` of all pairs, on the host: float64[N]."""
-    weight = np.ones(len(pairs.user))
-    if pairs.sample_weight is not None:
-        weight = np.asarray(pairs.sample_weight, np.float64)
-    if weighting == "pairs":
-        return weight / (weight.sum() or 1)
-    total = np.bincount(pairs.user, weight, minlength=pairs.num_users)
-    return weight / np.where(total > 0, total, 1)[pairs.user]
 
 
 class OnMesh(NamedTuple):

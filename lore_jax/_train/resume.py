@@ -54,10 +54,8 @@ class Run:
         """Starts, or goes on from `resume`.
 
         Raises:
-          ValueError: `resume` belongs to another fit, or was changed.
+          ValueError: `resume`, of `check_progress`, belongs to another fit.
         """
-        if resume is not None:
-            check_progress(resume, "resume.")
         if resume is not None and resume.fingerprint != fingerprint:
             raise ValueError(
                 "resume is the progress of another fit: the data, rank, key, recipe, "

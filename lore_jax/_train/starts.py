@@ -9,6 +9,7 @@ import numpy as np
 from lore_jax import _processes
 from lore_jax._pairs.blocks import back_project_rows, project_rows
 from lore_jax._pairs.distributed import DistributedTable
+from lore_jax._pairs.pack import pack
 from lore_jax._train.coordinates import Coordinates, basis_of, slope_of
 from lore_jax.preferences import Preferences
 
@@ -74,15 +75,11 @@ def singular_directions(
     distributed = isinstance(table, DistributedTable)
     if distributed:
         prefs = table.own(prefs)
-    chosen, user = np.asarray(prefs.chosen), np.asarray(prefs.user)
-    rejected = None if prefs.rejected is None else np.asarray(prefs.rejected)
-    share = np.ones(len(user))
-    if prefs.sample_weight is not None:
-        share = np.asarray(prefs.sample_weight, np.float64)
-    total = np.bincount(user, share, minlength=prefs.num_users)
-    share = share / np.where(total > 0, total, 1)[user]
-    if prefs.label is not None:
-        share = share * (2 * np.asarray(prefs.label, np.float64) - 1)
+    pairs = pack(prefs)
+    chosen, rejected, user = pairs.chosen, pairs.rejected, pairs.user
+    share = pairs.coefficients("users")
+    if pairs.label is not None:
+        share = share * (2 * np.asarray(pairs.label, np.float64) - 1)
     share = share[:, None]
 
     def means_of(directions):

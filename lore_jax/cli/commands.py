@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 import lore_jax as lore
+from lore_jax._ids import Ids
 from lore_jax.cli import inputs, quickstart
 from lore_jax.cli.options import (
     Chat,
@@ -44,7 +45,6 @@ from lore_jax.cli.options import (
 from lore_jax.cli.output import check_out, report, to_json
 from lore_jax.cli.users import ENDINGS, UserWeights, write_table, write_users
 from lore_jax.model import prior_of
-from lore_jax.preferences import Ids
 
 _log = logging.getLogger(__name__)
 _OUT = Path("runs/quickstart")

@@ -253,13 +253,18 @@ def first_true(column: Any) -> int:
     return pyarrow.compute.index(column, True).as_py()
 
 
+def coded(column: Any) -> tuple[list, np.ndarray]:
+    """(the distinct texts of an Arrow column, the place of each row's among them)."""
+    found = column.dictionary_encode().combine_chunks()
+    return found.dictionary.to_pylist(), found.indices.to_numpy()
+
+
 def as_list(column: Any) -> list:
     """The values of a column, a list or Arrow's; equal texts are one object."""
     if isinstance(column, list):
         return column
-    coded = column.dictionary_encode().combine_chunks()
-    distinct = np.array(coded.dictionary.to_pylist(), object)
-    return distinct[coded.indices.to_numpy()].tolist()
+    distinct, place = coded(column)
+    return np.array(distinct, object)[place].tolist()
 
 
 def read_json(

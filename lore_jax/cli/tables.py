@@ -21,6 +21,7 @@ from lore_jax.cli.table_files import (
     OPTIONAL,
     arrow,
     as_list,
+    coded,
     first_true,
     read_csv,
     read_json,
@@ -107,9 +108,9 @@ def names(column: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(column, list):
         array = np.array(column)
         return array, np.unique(array)
-    coded = column.dictionary_encode().combine_chunks()
-    values = np.array(coded.dictionary.to_pylist())
-    return values[coded.indices.to_numpy()], np.sort(values)
+    distinct, place = coded(column)
+    values = np.array(distinct)
+    return values[place], np.sort(values)
 
 
 def is_table(path: Path) -> bool:

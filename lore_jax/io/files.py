@@ -160,7 +160,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replacing_all(paths: Sequence[str | os.PathLike]) -> Iterator[list[pathlib.Path]]:
-    """`replacing` for several files of one folder: all of them are new, or none.
+    """`replacing` for several files: in one folder all of them are new, or none.
 
     Once all are on disk, a list of them is written, then each is renamed. What a killed
     process left is ended by the next writer, or by a reader's `finish_replacing`.
@@ -172,8 +172,9 @@ def replacing_all(paths: Sequence[str | os.PathLike]) -> Iterator[list[pathlib.P
         yield [part.temporary for part in parts]
         for part in parts:
             part.finish()
+        folders = {part.target.parent for part in parts}  # Links may lead elsewhere.
         folder = parts[0].target.parent
-        if several := len(parts) > 1:
+        if several := len(parts) > 1 and len(folders) == 1:
             names = [(part.temporary.name, part.target.name) for part in parts]
             with replacing(folder / _LIST) as temporary:
                 temporary.write_text(json.dumps(names), encoding="utf-8")
@@ -182,7 +183,8 @@ def replacing_all(paths: Sequence[str | os.PathLike]) -> Iterator[list[pathlib.P
             known = (FileNotFoundError,) if several else ()
             with contextlib.suppress(*known):
                 part.rename()
-        _sync_folder(folder)
+        for each in folders:
+            _sync_folder(each)
         if several:
             (folder / _LIST).unlink(missing_ok=True)
 

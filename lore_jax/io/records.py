@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from lore_jax import _checks
+from lore_jax._ids import Ids
 from lore_jax.config import Marginal, PriorSearch, PublishedAlternating, PublishedJoint
 from lore_jax.model import RewardModel, RewardParams
-from lore_jax.preferences import Ids
 from lore_jax.prior import Prior
 from lore_jax.results import Fitted, History
 from lore_jax.streaming import UserStates

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lore_jax import _ids
+from lore_jax._ids import Ids
 from lore_jax.config import (
     Marginal,
     PriorSearch,
@@ -23,7 +24,6 @@ from lore_jax.config import (
 )
 from lore_jax.io.files import parse_json
 from lore_jax.model import RewardModel, RewardParams
-from lore_jax.preferences import Ids
 from lore_jax.prior import Prior
 from lore_jax.results import Fitted, History, Metrics, Progress
 from lore_jax.streaming import UserStates
