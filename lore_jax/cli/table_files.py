@@ -19,7 +19,7 @@ NEEDED = ("user", "chosen", "rejected")
 OPTIONAL = ("prompt", "group", "label", "weight")
 DELIMITERS = {".csv": ",;\t", ".tsv": "\t,;"}
 UTF_8 = ("utf-8", "utf8", "utf-8-sig", "utf_8", "utf_8_sig")
-BLOCKS = (1 << 24, (1 << 31) - 1)  # bytes that Arrow reads at a time; a row fits in one
+BLOCKS = (1 << 22, (1 << 31) - 1)  # bytes that Arrow reads at a time; a row fits in one
 
 
 def refuse_missing(path, called: Mapping, missing: list[str], found: list) -> None:
