@@ -9,7 +9,7 @@ import pytest
 import lore_jax as lore
 from lore_jax._train import recipe, search, validation
 from lore_jax._train.resume import Run
-from lore_jax._train.trainer import Candidate
+from lore_jax._train.trainer import Candidate, Trained
 from lore_jax._train.validation import better, choose_stop, make_holdouts, relative
 
 KEY = jax.random.key(0)
@@ -207,10 +207,18 @@ FIRST = Candidate(rank=2, smoothing=np.inf, ridge=0.3, tempering=0.4)
 class Plain:
     """A trainer that trains nothing; the loss of a candidate is a function of it."""
 
-    at_once = False
-
-    def __init__(self, loss, num_users=20):
+    def __init__(self, loss, num_users=20, room=1):
         self.loss, self.num_users, self.tried = loss, num_users, []
+        self.space, self.trained = room, []
+
+    def __call__(self, trainings, **settings):
+        """Snapshots of one step."""
+        self.trained.append(trainings)
+        trail = np.zeros((1, 1)), np.zeros((1, 1))
+        yield from (Trained(None, None, trail) for _ in trainings)
+
+    def room(self, rank):
+        return self.space
 
     def first(self, rank):
         return FIRST._replace(rank=rank)
@@ -219,17 +227,13 @@ class Plain:
         self.tried.append((name, *candidate))
         return np.full((1, self.num_users), self.loss(name, candidate))
 
-    def each(self, function, items):
-        return map(function, items)
 
-
-def make_search(monkeypatch, loss):
+def make_search(monkeypatch, loss, room=1):
     """`Losses` on both hold-outs, which are `loss(name, candidate)`."""
-    train = Plain(loss)
-    trail = np.zeros((1, 1)), np.zeros((1, 1))
-    monkeypatch.setattr(search.Losses, "_trail", lambda *_: trail)
+    train = Plain(loss, room=room)
     monkeypatch.setattr(search.Losses, "_curve", lambda self, *x: train.curve(*x))
-    holdouts = dict.fromkeys(("judgements", "items"))
+    split = types.SimpleNamespace(training=None)
+    holdouts = dict.fromkeys(("judgements", "items"), split)
     return search.Losses(train, holdouts, Run()), train.tried
 
 
@@ -255,6 +259,10 @@ def test_the_search_finds_the_best_of_a_smooth_loss(monkeypatch, best):
     assert len(set(tried)) == len(tried)  # Each candidate once.
     every = 3 * len(GRIDS.smoothings) * len(GRIDS.ridges) * len(GRIDS.temperings)
     assert len(tried) / 2 < every / 6
+    ahead, _ = make_search(monkeypatch, loss, room=8)
+    assert search.select(ahead, (1, 2, 5), GRIDS) == found
+    assert ahead.run.rows == made.run.rows  # What nothing asked for counts nowhere.
+    assert sum(map(bool, ahead.train.trained)) < len(tried) / 2
 
 
 @pytest.mark.parametrize("ranks", [(1,), (2, 5), (5, 2, 1)])
@@ -353,9 +361,11 @@ def test_a_training_whose_snapshots_were_forgotten_is_done_once_more(monkeypatch
     trained = []
 
     class Trains(Plain):
-        def __call__(self, name, prefs, candidate, **settings):
-            trained.append(name)
-            return None, None, (np.zeros((10, 1)), np.zeros((10, 1)))
+        def __call__(self, trainings, **settings):
+            for training in trainings:
+                trained.append(training.name)
+                trail = np.zeros((10, 1)), np.zeros((10, 1))
+                yield Trained(None, None, trail)
 
         def result(self, name, prefs, *snapshot):
             return name, prefs

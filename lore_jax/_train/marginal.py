@@ -9,6 +9,7 @@ a V step, one Adam step given that posterior.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +41,9 @@ _WARM_UP = 0.05
 
 
 _INSIDE: Any = "promise_in_bounds"
-_WHOLE = "coordinates", "num_users", "atoms", "base"  # the same on every device
+_OWN = "coordinates", "num_users"  # the same on every device, but of one training
+_WHOLE = *_OWN, "atoms", "base"
+_SHARED = "features", "num_chunks", "atoms", "base", "exchange"  # of all side by side
 
 
 class MarginalProblem(struct.PyTreeNode):
@@ -236,6 +239,12 @@ class MarginalInputs(NamedTuple):
         """Of rows that several devices use, or None."""
         return self.problem.exchange
 
+    def axes(self) -> Any:
+        """`in_axes` of what `stack` made: 0 where trainings differ."""
+        axes: Any = jax.tree.map(lambda _: 0, self)
+        problem = axes.problem.replace(**dict.fromkeys(_SHARED))
+        return axes._replace(problem=problem)
+
     def specs(self) -> "MarginalInputs":
         """Which arrays are in parts on a mesh: those of pairs and rows."""
         parts: Any = jax.tree.map(lambda _: P(AXIS), self.problem)
@@ -260,6 +269,30 @@ class MarginalInputs(NamedTuple):
     def part_of_state(self, state: MarginalState) -> MarginalState:
         """What a device gives back."""
         return state
+
+
+def stack(inputs: Sequence[MarginalInputs], on_mesh: bool = False) -> MarginalInputs:
+    """What several trainings of one rank read, for `steps.side_by_side`.
+
+    Their problems have the same shapes. Chunks that only some of them fill hold nobody
+    elsewhere.
+
+    Args:
+      inputs: of each training.
+      on_mesh: the problems are of `make_mesh_problem`.
+    """
+    problems = [x.problem for x in inputs]
+    own = {name: _stacked([getattr(x, name) for x in problems]) for name in _OWN}
+    bare = [x.replace(**dict.fromkeys((*_SHARED, *_OWN))) for x in problems]
+    shared = {name: getattr(problems[0], name) for name in _SHARED}
+    counts = [x.num_chunks for x in problems]
+    shared["num_chunks"] = jax.tree.map(lambda *x: jnp.stack(x).max(0), *counts)
+    problem = _stacked(bare, int(on_mesh)).replace(**shared, **own)
+    return MarginalInputs(problem, _stacked([x.settings for x in inputs]))
+
+
+def _stacked(trees: list, axis: int = 0) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x, axis), *trees)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from lore_jax._pairs.used_rows import without_unused_rows
 from lore_jax._train.refinement import choose_refinement
 from lore_jax._train.resume import Run, stride
 from lore_jax._train.search import Losses, select
-from lore_jax._train.trainer import Candidate, CandidateTrainer
+from lore_jax._train.trainer import Candidate, CandidateTrainer, Training
 from lore_jax._train.validation import candidate_rows, choose_stop, make_holdouts
 from lore_jax.adaptation import adapt_projected
 from lore_jax.config import Marginal
@@ -163,12 +163,9 @@ def _train_on_all(
     first = len(run.finished[0]) if run.finished else 0
     starts = range(first, 1 if train.init is not None else train.recipe.num_starts)
 
-    def from_start(number):
-        steps = choice["num_steps"]
-        return train("all", prefs, best, start=number, num_steps=steps)
-
+    trainings = [Training("all", prefs, best, start) for start in starts]
     users = count_users(pack(prefs))
-    for state, metrics, _ in train.each(from_start, starts):
+    for state, metrics, _ in train(trainings, num_steps=choice["num_steps"]):
         penalty = best.ridge / 2 * float(jnp.sum(state.theta**2))
         value = users * float(np.sum(metrics.loss[-1:])) + penalty
         new = np.nan_to_num(value, nan=np.inf), state.theta, state.log_weights, *metrics

@@ -90,6 +90,7 @@ class Run:
         on_mesh: Any = None,
         keep: Callable[[Any], tuple] | None = None,
         pace: int | None = None,
+        trainings: int = 1,
     ) -> tuple[Any, Metrics, tuple]:
         """`train` from the start, or from where the record `name` stopped.
 
@@ -105,6 +106,7 @@ class Run:
             its `whole` is what a record holds and what is returned.
           keep: arrays of a state to keep after every `pace` steps and at the end.
           pace: steps of one compiled program; None makes it one of all steps.
+          trainings: how many are trained side by side.
 
         Returns:
           (state, metrics, arrays of `keep` stacked over the snapshots).
@@ -128,7 +130,7 @@ class Run:
             nonlocal trail, reported
             done = len(metrics.loss)
             if self._bar is not None:
-                self._bar(name, done - reported)
+                self._bar(name, trainings * (done - reported))
                 reported = done
             due = [done % s == 0 or done == num_steps for s in strides]
             if keep is not None and due[0]:

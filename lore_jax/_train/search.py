@@ -1,13 +1,13 @@
 """The search of the default recipe: losses of candidates, one setting after another."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from lore_jax._train.resume import Run
-from lore_jax._train.trainer import Candidate, CandidateTrainer
+from lore_jax._train.trainer import Candidate, CandidateTrainer, Training
 from lore_jax._train.validation import (
     BASIS_GIVES,
     Validation,
@@ -32,6 +32,7 @@ class Losses:
         self.known = {_key(row): x for row, x in zip(run.rows, run.losses)}
         self.num_known = len(run.rows)
         self.trails: dict[tuple, tuple] = {}
+        self.ahead: dict[tuple, tuple] = {}  # trails of what nothing asked for yet
         for row, i in run.kept():
             self.trails[_key(row)] = run.best[2 * i], run.best[2 * i + 1]
 
@@ -39,23 +40,33 @@ class Losses:
         """Users' losses float[H, U] of every candidate; several are trained at once."""
         wanted = [(name, x) for x in candidates for name in self.holdouts]
         new = [pair for pair in wanted if pair not in self.known]
-        tasks: list[Callable] = [functools.partial(self._trail, *x) for x in new]
-        if len(new) > 1 and self.train.at_once and not self.known:
+        meanwhile = None
+        if new and not self.known:
             # A second training would wait while the first compiles the steps of both.
-            tasks.insert(1, functools.partial(self._compile, *new[0]))
-        trails = self.train.each(lambda task: task(), tasks)
-        for (name, x), trail in zip(new, (t for t in trails if t is not None)):
-            last = [array[-1:] for array in trail]
-            (loss,) = self._curve(name, x, last)
-            self.known[name, x] = loss
-            self.trails[name, x] = trail
-            self.run.rows.append({"holdout": name, **x._asdict(), **_loss(loss)})
-            self.run.losses.append(loss)
-            self._record()
+            meanwhile = functools.partial(self._compile, *new[0])
+        for pair, trail in zip(new, self._trails(new, meanwhile), strict=True):
+            self._learn(*pair, trail)
         return [
             np.stack([self.known[name, x] for name in self.holdouts])
             for x in candidates
         ]
+
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Trains those that may be asked for next, as many as share a read.
+
+        Their global models come first, which `scales_of` asks for. Nothing is chosen
+        differently: what is never asked for counts nowhere.
+        """
+        for some in (self._lines(candidates), candidates):
+            new = [
+                (name, x)
+                for x in dict.fromkeys(some)
+                for name in self.holdouts
+                if (name, x) not in self.known and (name, x) not in self.ahead
+            ]
+            room = self.train.room(some[0].rank) if new else 1
+            if room > 1:
+                self.ahead |= zip(new[:room], self._trails(new[:room]))
 
     def scales_of(self, candidate: Candidate) -> np.ndarray:
         """float[H], the log-loss of the global model on each hold-out.
@@ -64,10 +75,7 @@ class Losses:
         candidate: what both lose there alike is what the items are tuned for.
         """
         scales = self.scales.copy()
-        if self.line is not None and len(scales) > 1:
-            line = self.line._replace(
-                smoothing=candidate.smoothing, ridge=candidate.ridge
-            )
+        for line in self._lines([candidate]):
             scales[0] = mean_losses(self.of([line])[0])[0]
         return np.where(scales > 0, scales, 1.0)
 
@@ -147,10 +155,34 @@ class Losses:
 
     def _trail(self, name: str, candidate: Candidate) -> tuple:
         trail = self.trails.get((name, candidate))
-        if trail is None:
-            pairs = self.holdouts[name].training
-            trail = self.train(name, pairs, candidate, snapshots=True)[2]
-        return trail
+        return next(self._trails([(name, candidate)])) if trail is None else trail
+
+    def _trails(self, pairs: Sequence[tuple], meanwhile=None) -> Iterator[tuple]:
+        """Snapshots of every (hold-out, candidate), those trained ahead or new ones."""
+        new = [
+            Training(name, self.holdouts[name].training, x)
+            for name, x in pairs
+            if (name, x) not in self.ahead
+        ]
+        trained = self.train(new, snapshots=True, meanwhile=meanwhile)
+        for pair in pairs:
+            yield self.ahead.pop(pair, None) or next(trained).trail
+
+    def _learn(self, name: str, candidate: Candidate, trail: tuple) -> None:
+        """What a candidate lost on a hold-out, into the record."""
+        (loss,) = self._curve(name, candidate, [array[-1:] for array in trail])
+        self.known[name, candidate] = loss
+        self.trails[name, candidate] = trail
+        self.run.rows.append({"holdout": name, **candidate._asdict(), **_loss(loss)})
+        self.run.losses.append(loss)
+        self._record()
+
+    def _lines(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The global models with their ε and λ, whose losses `scales_of` asks for."""
+        if self.line is None or len(self.scales) == 1:
+            return []
+        settings = ({"smoothing": x.smoothing, "ridge": x.ridge} for x in candidates)
+        return [self.line._replace(**x) for x in settings]
 
     def _curve(self, name: str, candidate: Candidate, trail) -> np.ndarray:
         pairs = zip(*trail, strict=True)
@@ -195,6 +227,9 @@ def walk(
     values = sorted(set(grid))
     at, best = values.index(getattr(start, name)), start
     first = 1 if len(grid) < 2 or grid[1] > grid[0] else -1
+    there = values[at::first]
+    back = values[:at][::-1] if first > 0 else values[at + 1 :]
+    losses.prepare([start._replace(**{name: x}) for x in (*there, *back)])
     for step in (first, -first):
         place = at + step
         while 0 <= place < len(values):

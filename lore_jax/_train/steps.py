@@ -69,6 +69,35 @@ def step(
     return steps.update(slope, sums, own, state, problem)
 
 
+@functools.cache
+def side_by_side(steps: Steps, count: int) -> Steps:
+    """Steps of several trainings of one rank: each product is one read for all.
+
+    Args:
+      steps: of one training.
+      count: C, how many there are. States have a leading axis C, and so have arrays of
+        the problem where `problem.axes()` says 0.
+    """
+
+    def basis(states, problem):
+        each = jax.vmap(steps.basis, in_axes=(0, problem.axes()))(states, problem)
+        return jnp.moveaxis(each, 0, 1).reshape(each.shape[1], -1)
+
+    def slopes(proj, states, problem):
+        each = proj.reshape(len(proj), count, -1)
+        axes = 1, 0, problem.axes()
+        call = jax.vmap(steps.slopes, in_axes=axes, out_axes=(1, 0, 0))
+        slopes, sums, own = call(each, states, problem)
+        return slopes.reshape(proj.shape), sums, own
+
+    def update(slope, sums, own, states, problem):
+        each = slope.reshape(len(slope), count, -1)
+        call = jax.vmap(steps.update, in_axes=(1, 0, 0, 0, problem.axes()))
+        return call(each, sums, own, states, problem)
+
+    return Steps(basis, slopes, update)
+
+
 def scan(
     steps: Steps, state, problem, num_steps: int, reduce=None
 ) -> tuple[Any, Metrics]:
@@ -177,7 +206,7 @@ def train(
       num_steps: of the whole run.
       source: the table where it is no array; then `problem.features` is None.
       mesh: where `problem` is in parts, one per device.
-      metrics: of the steps that `state` already took.
+      metrics: of the steps that `state` already took, arrays [steps, …].
       every: steps of one compiled program; None makes it as many as there are, at
         most about 500, so that Ctrl-C need not wait for all of them.
       after: called with (state, metrics so far) each time; it must keep no array

@@ -1,7 +1,10 @@
 """Trains candidates of the default recipe on one set of pairs after another."""
 
+import functools
+import itertools
+import operator
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lore_jax import _processes
-from lore_jax._backend import on_threads
+from lore_jax._backend import on_threads, tuning
 from lore_jax._mesh import Partition
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import pack
@@ -19,6 +22,7 @@ from lore_jax._train import coordinates, marginal
 from lore_jax._train.coordinates import Coordinates, Spectrum
 from lore_jax._train.resume import Run, stride
 from lore_jax._train.starts import make_start
+from lore_jax._train.steps import side_by_side
 from lore_jax.config import Marginal
 from lore_jax.model import RewardParams
 from lore_jax.preferences import FeatureSource, Preferences
@@ -40,6 +44,36 @@ class Candidate(NamedTuple):
     smoothing: float
     ridge: float
     tempering: float
+
+
+class Training(NamedTuple):
+    """What to train.
+
+    Attributes:
+      name: of the pairs.
+      prefs: the pairs.
+      candidate: the settings.
+      start: 0 is `recipe.start`; all others are random.
+    """
+
+    name: str
+    prefs: Preferences
+    candidate: Candidate
+    start: int = 0
+
+
+class Trained(NamedTuple):
+    """What came of it.
+
+    Attributes:
+      state: after the last step.
+      metrics: float[steps] each.
+      trail: snapshots of (θ, log π), or ().
+    """
+
+    state: marginal.MarginalState
+    metrics: Metrics
+    trail: tuple
 
 
 class CandidateTrainer:
@@ -71,6 +105,7 @@ class CandidateTrainer:
         self.capacity = np.asarray(prefs.counts)
         sides = prefs.chosen, prefs.rejected
         self.side_counts = count_sides(*sides, prefs.features.shape[0])
+        self.features: Any = prefs.features
         self.from_source = isinstance(prefs.features, FeatureSource)
         # A record holds one training at a time, memory one block of a source; and two
         # programs of a mesh at once would wait for each other.
@@ -98,25 +133,85 @@ class CandidateTrainer:
 
     def __call__(
         self,
-        name: str,
-        prefs: Preferences,
-        candidate: Candidate,
+        trainings: Sequence[Training],
         *,
-        start: int = 0,
         num_steps: int | None = None,
         snapshots: bool = False,
-    ) -> tuple[marginal.MarginalState, Metrics, tuple]:
-        """(state, metrics, snapshots of (θ, log π)) of one training.
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Iterator[Trained]:
+        """Trains all, those of one rank side by side; what came of each, in order.
 
         Args:
-          name: of the pairs.
-          prefs: the pairs.
-          candidate: what to train.
-          start: 0 is `recipe.start`; all others are random.
+          trainings: what to train.
           num_steps: fewer than the recipe's.
           snapshots: whether to keep (θ, log π) after each tenth of the steps.
+          meanwhile: what the second of several threads begins with.
         """
-        recipe, rank = self.recipe, candidate.rank
+        tasks: list[Callable] = [
+            functools.partial(self._train, some, num_steps, snapshots)
+            for some in self._batches(trainings)
+        ]
+        if meanwhile is not None and self.at_once and len(tasks) > 1:
+            tasks.insert(1, meanwhile)
+        each = on_threads if self.at_once else map
+        for found in each(operator.call, tasks):
+            yield from found or ()
+
+    def room(self, rank: int) -> int:
+        """How many trainings of one rank share the reads of the table.
+
+        One where the fit is recorded: a record holds one.
+        """
+        if self.run.recorded:
+            return 1
+        return max(1, tuning(self.features).columns_at_once // rank)
+
+    def _batches(self, trainings: Sequence[Training]) -> Iterator[Sequence[Training]]:
+        """Neighbours of one rank, as many as there is room for."""
+        for rank, found in itertools.groupby(trainings, lambda x: x.candidate.rank):
+            some, room = list(found), self.room(rank)
+            yield from (some[i : i + room] for i in range(0, len(some), room))
+
+    def _train(
+        self, some: Sequence[Training], num_steps: int | None, snapshots: bool
+    ) -> list[Trained]:
+        """Trains up to `room` side by side."""
+        made = [self._prepared(x) for x in some]
+        names = [f"{x.name} {x.candidate._asdict()} {x.start}" for x in some]
+        steps, count = self.recipe.num_steps, len(some)
+        state, inputs = made[0]
+        one_step = self.steps
+        if count > 1:
+            # Powers of two, so that few programs serve all numbers.
+            made += made[-1:] * ((1 << (count - 1).bit_length()) - count)
+            states, problems = zip(*made)
+            state = jax.tree.map(lambda *x: jnp.stack(x), *states)
+            inputs = marginal.stack(problems, self.mesh is not None)
+            one_step = side_by_side(self.steps, len(made))
+        found: Any = self.run.train(
+            names[0],
+            state,
+            inputs,
+            steps=one_step,
+            num_steps=steps if num_steps is None else num_steps,
+            source=self.features if self.from_source else None,
+            mesh=self.mesh,
+            keep=_snapshot if snapshots else None,
+            pace=stride(steps),
+            trainings=count,
+        )
+        if self.mesh is not None:
+            found = jax.tree.map(np.asarray, found)
+        if count == 1:
+            return [Trained(*found)]
+        return [_one_of(found, i) for i in range(count)]
+
+    def _prepared(
+        self, training: Training
+    ) -> tuple[marginal.MarginalState, marginal.MarginalInputs]:
+        """The state before the first step, and what the steps read."""
+        recipe, (name, prefs, candidate, start) = self.recipe, training
+        rank = candidate.rank
         with self.preparing:  # What candidates share is made once.
             if (name, rank) not in self.problems:
                 self.problems[name, rank] = self.problem(name, prefs, rank)
@@ -131,26 +226,11 @@ class CandidateTrainer:
                     theta = _processes.of_first({"theta": theta})["theta"]
                 self.starts[place] = theta
         theta = jnp.array(self.starts[place])  # A copy: the state is donated.
-        steps = recipe.num_steps
         numbers = candidate.ridge, candidate.tempering, recipe.temperature
-        numbers = (jnp.asarray(x, self.dtype) for x in (*numbers, 1.0, steps / 2))
-        source: Any = prefs.features if self.from_source else None
-        found = self.run.train(
-            f"{name} {candidate._asdict()} {start}",
-            marginal.init_from(theta, problem, self.optimiser),
-            marginal.MarginalInputs(problem, marginal.Settings(*numbers)),
-            steps=self.steps,
-            num_steps=steps if num_steps is None else num_steps,
-            source=source,
-            mesh=self.mesh,
-            keep=_snapshot if snapshots else None,
-            pace=stride(steps),
-        )
-        return found if self.mesh is None else jax.tree.map(np.asarray, found)
-
-    def each(self, function: Callable, items: Iterable) -> Iterable:
-        """`function` of every item, in order; several at once where that may be."""
-        return on_threads(function, items) if self.at_once else map(function, items)
+        numbers = (*numbers, 1.0, recipe.num_steps / 2)
+        settings = marginal.Settings(*(jnp.asarray(x, self.dtype) for x in numbers))
+        state = marginal.init_from(theta, problem, self.optimiser)
+        return state, marginal.MarginalInputs(problem, settings)
 
     def coordinates_of(self, name: str, prefs, smoothing: float) -> Coordinates:
         """Those of one part of the pairs, in the shape of those of all pairs."""
@@ -212,6 +292,13 @@ class CandidateTrainer:
         log_weights = jnp.broadcast_to(jnp.asarray(log_weights), len(atoms))
         kappa, decay = search.concentrations[0], search.decays[0]
         return make_prior(atoms, log_weights, candidate.tempering, kappa, decay)
+
+
+def _one_of(found: tuple, i: int) -> Trained:
+    """One of those that were trained side by side."""
+    state, metrics, trail = found
+    metrics, trail = jax.tree.map(lambda x: x[:, i], (metrics, trail))
+    return Trained(jax.tree.map(lambda x: x[i], state), metrics, trail)
 
 
 def _snapshot(state: marginal.MarginalState) -> tuple:

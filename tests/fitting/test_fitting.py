@@ -35,19 +35,20 @@ def test_of_several_starts_the_least_objective_is_kept(table, monkeypatch):
     several, ends = dataclasses.replace(QUICK, num_starts=5, start="random"), {}
     original = trainer.CandidateTrainer.__call__
 
-    def spy(self, name, prefs, candidate, **settings):
-        found = original(self, name, prefs, candidate, **settings)
-        if name == "all":
+    def spy(self, trainings, **settings):
+        for one, found in zip(trainings, original(self, trainings, **settings)):
             state, metrics, _ = found
-            if settings["start"] == 3:  # Neither the first nor the last is best.
-                metrics = metrics._replace(loss=metrics.loss - 1)
-                found = state, metrics, ()
-            penalty = candidate.ridge / 2 * float((state.theta**2).sum())
-            value = 12 * float(metrics.loss[-1]) + penalty
-            made = self.coordinates_of(name, prefs, candidate.smoothing)
-            basis = coordinates.basis_of(state.theta, made)
-            ends[settings["start"]] = value, np.array(basis)
-        return found
+            if one.name == "all":
+                if one.start == 3:  # Neither the first nor the last is best.
+                    metrics = metrics._replace(loss=metrics.loss - 1)
+                    found = found._replace(metrics=metrics)
+                penalty = one.candidate.ridge / 2 * float((state.theta**2).sum())
+                value = 12 * float(metrics.loss[-1]) + penalty
+                smoothing = one.candidate.smoothing
+                made = self.coordinates_of(one.name, one.prefs, smoothing)
+                basis = coordinates.basis_of(state.theta, made)
+                ends[one.start] = value, np.array(basis)
+            yield found
 
     monkeypatch.setattr(trainer.CandidateTrainer, "__call__", spy)
     fitted = lore.fit(table, rank=2, key=jax.random.key(1), recipe=several)
@@ -94,13 +95,13 @@ def test_trainings_run_at_the_same_time_unless_recorded(table, monkeypatch):
     monkeypatch.setattr(_backend.multiprocessing, "cpu_count", lambda: 2)
     both, inside = threading.Barrier(2), []
 
-    def together(item):
+    def together(self, some, *settings):
         both.wait(timeout=30)
-        return item
+        return some
 
-    def alone(item):
+    def alone(self, some, *settings):
         assert not inside
-        inside.append(item)
+        inside.append(some)
         time.sleep(0.05)
         return inside.pop()
 
@@ -112,7 +113,10 @@ def test_trainings_run_at_the_same_time_unless_recorded(table, monkeypatch):
         (source, resume.Run(), alone),
     ):
         train = trainer.CandidateTrainer(prefs, (KEY, KEY), QUICK, None, run)
-        assert list(train.each(function, range(2))) == [0, 1]
+        monkeypatch.setattr(trainer.CandidateTrainer, "_train", function)
+        one = trainer.Training("all", prefs, train.first(2))
+        both_starts = [one, one._replace(start=1)]
+        assert list(train(both_starts)) == both_starts
 
 
 def test_a_dip_within_the_noise_stops_nothing(table, monkeypatch):
