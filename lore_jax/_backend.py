@@ -58,6 +58,7 @@ class Tuning(NamedTuple):
       splits_bfloat16: whether a bfloat16 table meets V in three bfloat16 parts; if not,
         it is converted to float32, which is as exact.
       reduces_on_device: whether a table is checked where it is.
+      keeps_results: whether results of users stay where they are made (`_pairs.rows`).
       threads: chunks that are worked on at once.
       columns_at_once: columns of V that share one read of the table in training. 40
         take an H100 twice as long as 5: 8 trainings in the time of 2. A CPU computes
@@ -78,6 +79,7 @@ class Tuning(NamedTuple):
     scatters: bool
     splits_bfloat16: bool
     reduces_on_device: bool
+    keeps_results: bool
     threads: int
     columns_at_once: int
 
@@ -97,6 +99,7 @@ CPU = Tuning(
     scatters=True,
     splits_bfloat16=False,
     reduces_on_device=False,
+    keeps_results=False,
     threads=multiprocessing.cpu_count(),
     columns_at_once=1,
 )
@@ -108,13 +111,14 @@ ACCELERATOR = Tuning(
     bucket_cells=1 << 24,
     chunk_shapes=((131072, 16384), (16384, 2048), (2048, 64), (64, 0)),
     chunk_pairs=1 << 21,
-    gather_pairs=1 << 19,
+    gather_pairs=1 << 14,
     solver_users=1 << 17,
     written_sums=False,
     branches=False,
     scatters=False,
     splits_bfloat16=True,
     reduces_on_device=True,
+    keeps_results=True,
     threads=2,
     columns_at_once=40,
 )

@@ -126,7 +126,7 @@ def score_pairs(
     both = checked_both(model, prefs, candidates)
     function = margin_moments if method == "margin" else pair_information
     found = map_pairs(function, *both, prior_of(model), model.temperature)[:, 0]
-    found = -np.abs(found) if method == "margin" else found
+    found = -abs(found) if method == "margin" else found
     found = in_callers_order(found, candidates)
     return _checks.where(candidates.features, found)
 

@@ -14,10 +14,10 @@ import optax
 from jax import lax
 
 from lore_jax import _checks, _equations, _tables
-from lore_jax._backend import for_each, host_device
+from lore_jax._backend import host_device
 from lore_jax._entry import public
-from lore_jax._pairs.pack import Chunk
 from lore_jax._pairs.projected import Projected, checked_pairs
+from lore_jax._pairs.rows import make_rows, padded_rows
 from lore_jax._posterior.moments import moments_of, standard_deviation
 from lore_jax._posterior.table import posterior_mean
 from lore_jax._solve.interior_point import ROUNDING, is_large, within_tolerance
@@ -43,6 +43,7 @@ from lore_jax.prior import Prior, check_prior, likelihood_power, pull_towards_me
 from lore_jax.results import Adapted
 
 _METHODS = PosteriorMean, MaximumLikelihood, MAP, PublishedAdam
+_CONVERGED, _NUM_STEPS = 3, 4  # places in a solution
 
 
 @public("adapt_users, a function of arrays")
@@ -116,35 +117,30 @@ def adapt_projected(
     )
     shapes = ((rank,), dtype), ((), dtype), ((), dtype), ((), bool), ((), np.int32)
     shapes = (*shapes, ((rank,), dtype))[: 5 + return_std]
-    out = [np.empty((pairs.num_users, *shape), kind) for shape, kind in shapes]
-    logits = np.empty_like(out[0])
-    read = pairs.reader(found.proj)
+    rows = make_rows(pairs.num_users, shapes, found.proj)
 
-    def solve_users(users, solve=solve, read=read, **kinds):
+    def solve_users(users, solve=solve, read=found.read, add=(), **kinds):
         def solve_chunk(chunk):
-            begin = None if start is None else _padded(start, chunk)
-            solution, place = solve(*read(chunk), begin, **kinds), chunk.place
-            for target, values in zip(out, jax.device_get(solution), strict=True):
-                target[place] = values[: len(chunk.users)]
-            logits[place] = np.log(np.maximum(out[0][place], np.finfo(dtype).tiny))
+            begin = None if start is None else padded_rows(start, chunk)
+            rows.put(chunk, solve(*read(chunk), begin, **kinds), add)
 
-        for_each(solve_chunk, pairs.chunks(users))
+        rows.each(solve_chunk, pairs.chunks(users))
 
+    def left():
+        return np.flatnonzero(~np.asarray(rows.array(_CONVERGED)))
+
+    again: Any = dict(solvers=(PAIR_DUALS,), add=(_NUM_STEPS,))
     solve_users(None)
-
-    def solve_again(**kinds):  # Few, if any: most calls compile no more for it.
-        hard = np.flatnonzero(~out[3])
-        steps = out[4][hard]
-        solve_users(hard, solvers=(PAIR_DUALS,), **kinds)
-        out[4][hard] += steps
-
-    host = host_device()
-    if start is None:
-        solve_again()
-        if dtype == np.float32 and host is not None and not out[3].all():
+    hard = left() if start is None else ()
+    if len(hard):  # Few, if any: most calls compile no more for it.
+        solve_users(hard, **again)
+        hard, host = left(), host_device()
+        if len(hard) and dtype == np.float32 and host is not None:
             with jax.enable_x64(True), jax.default_device(host):
                 wide = np.dtype(np.float64)
-                solve_again(
+                solve_users(
+                    hard,
+                    **again,
                     solve=_solver(
                         method,
                         jax.device_get(prior),
@@ -154,13 +150,13 @@ def adapt_projected(
                         pairs.unit_weights,
                         return_std,
                     ),
-                    read=lambda chunk: _widened(read(chunk), wide),
+                    read=lambda chunk: _widened(found.read(chunk), wide),
                     stored=np.dtype(dtype),
                 )
-    weights, loss, gap, converged, num_steps, *deviations = out
+    weights, loss, gap, converged, num_steps, *deviations = rows.arrays()
     return Adapted(
         weights=weights,
-        logits=logits,
+        logits=_log(weights),
         loss=loss,
         gap=gap,
         converged=converged,
@@ -183,10 +179,16 @@ def _widened(arrays, dtype):
     return jax.tree.map(lambda x: x.astype(dtype), jax.device_get(arrays))
 
 
-def _padded(rows: np.ndarray, chunk: Chunk) -> np.ndarray:
-    out = np.zeros((len(chunk.count), rows.shape[1]), rows.dtype)
-    out[: len(chunk.users)] = rows[chunk.users]
-    return out
+def _log(weights):
+    """Log-weights where the weights are; a weight of 0 counts as the least number."""
+    if isinstance(weights, jax.Array):
+        return _log_on_device(weights)
+    return np.log(np.maximum(weights, np.finfo(weights.dtype).tiny))
+
+
+@jax.jit
+def _log_on_device(weights):
+    return jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
 
 
 def _solver(method, prior, rank, temperature, dtype, unit_weights, return_std) -> Any:

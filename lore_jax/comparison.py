@@ -196,7 +196,7 @@ def _log_bayes_factors(
     found: Projected, prior: Prior, temperature: float
 ) -> np.ndarray:
     """Log L1 − log L0 of every user, float[U]; a chunk of users at a time."""
-    pairs, read = found.pairs, found.pairs.reader(found.proj)
+    pairs, read = found.pairs, found.read
     dtype = jnp.result_type(found.proj.dtype, jnp.float32)
     prior = jax.tree.map(lambda x: jnp.asarray(x, dtype), prior)
     out = np.zeros(pairs.num_users, dtype)

@@ -1,5 +1,6 @@
 """What is known of a user beyond one weight vector: the posterior, and predictions."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +12,9 @@ from jax import lax
 
 from lore_jax import _checks, _equations, _ids
 from lore_jax._entry import public
-from lore_jax._pairs.pack import Pairs, batch_shapes, pack
+from lore_jax._pairs.pack import Pairs, batch_shapes, ladder, pack
 from lore_jax._pairs.projected import Projected, checked_pairs, project_pairs
+from lore_jax._pairs.rows import make_rows, padded_rows, stays_on_device
 from lore_jax._posterior.moments import (
     PosteriorMoments,
     margin_moments,
@@ -69,16 +71,13 @@ def posterior(
       (1, 2)
     """
     found = checked_pairs(model, prefs)
-    out: Any = None
-    for users, moments in iterate_moments(found, prior_of(model), model.temperature):
-        total = np.asarray(moments.covariance)
-        if out is None:
-            rank = found.rank
-            shapes = ((rank,), (rank,), (rank,), (rank, rank))[: 3 + covariance]
-            out = [np.empty((prefs.num_users, *s), total.dtype) for s in shapes]
-        parts = (moments.weights, moments.mean, standard_deviation(moments), total)
-        for target, part in zip(out, parts):
-            target[users] = np.asarray(part)[: len(users)]
+    rank, dtype = found.rank, jnp.result_type(found.proj.dtype, jnp.float32)
+    shapes = ((rank,), (rank,), (rank,), (rank, rank))[: 3 + covariance]
+    rows = make_rows(prefs.num_users, [(x, dtype) for x in shapes], found.proj)
+    for chunk, moments in iterate_moments(found, prior_of(model), model.temperature):
+        parts = moments.weights, moments.mean, standard_deviation(moments)
+        rows.put(chunk, (*parts, moments.covariance)[: len(shapes)])
+    out = rows.arrays()
     fields = dict(zip(Posterior._fields, _checks.where(prefs.features, out)))
     return Posterior(**fields, user_ids=prefs.user_ids)
 
@@ -126,10 +125,13 @@ def predict_proba(
     rho = float(prior.variance_scale) if variance_scale is None else variance_scale
     _checks.host_floats([rho], 1, "variance_scale", 0.0, np.inf)
     moments = map_pairs(margin_moments, found, new, place, prior, model.temperature)
-    # By NumPy: a compiled program would serve one number of pairs alone.
-    scaled = scaled_margins(moments, rho, float(prior.margin_scale), np)
-    chance = np.exp(-np.logaddexp(0, -scaled))
-    chance = in_callers_order(chance.astype(moments.dtype), new_pairs)
+    factors = rho, float(prior.margin_scale)
+    if isinstance(moments, jax.Array):
+        chance = _chances(moments, *factors)
+    else:  # By NumPy: a compiled program would serve one number of pairs alone.
+        scaled = scaled_margins(moments, *factors, np)
+        chance = np.exp(-np.logaddexp(0, -scaled)).astype(moments.dtype)
+    chance = in_callers_order(chance, new_pairs)
     return _checks.where(new_pairs.features, chance)
 
 
@@ -179,15 +181,29 @@ def warm_up(model: RewardModel, *, num_users: int = 1, num_pairs: int = 40) -> N
                 user=np.zeros(count, np.int32),
                 offsets=np.where(np.arange(users + 1) > 0, count, 0).astype(np.int32),
             )
-            new = found._replace(pairs=some)
+            new = dataclasses.replace(found, pairs=some)
             map_pairs(margin_moments, found, new, place, prior, temperature)
 
 
-def in_callers_order(values: np.ndarray, prefs: Preferences) -> np.ndarray:
+@jax.jit
+def _chances(moments, variance_scale, margin_scale):
+    return jax.nn.sigmoid(scaled_margins(moments, variance_scale, margin_scale))
+
+
+def in_callers_order(values: Any, prefs: Preferences) -> Any:
     """[N, ...] in stored order, as the caller passed the pairs."""
+    order = np.asarray(prefs.order)
+    if isinstance(values, jax.Array):
+        alike = np.array_equal(order, np.arange(len(order)))
+        return values if alike else _ordered(values, order)
     out = np.empty_like(values)
-    out[np.asarray(prefs.order)] = values
+    out[order] = values
     return out
+
+
+@jax.jit
+def _ordered(values, order):
+    return jnp.zeros_like(values).at[order].set(values, unique_indices=True)
 
 
 def checked_both(
@@ -205,7 +221,8 @@ def checked_both(
         "prefs",
     )
     if new_pairs.features is prefs.features:
-        return found, found._replace(pairs=pack(new_pairs)), place
+        new = dataclasses.replace(found, pairs=pack(new_pairs))
+        return found, new, place
     return found, checked_pairs(model, new_pairs), place
 
 
@@ -229,7 +246,7 @@ def variance_losses(
     Returns:
       float[C, U]; NaN where nothing is held out.
     """
-    new = training._replace(pairs=heldout)
+    new = dataclasses.replace(training, pairs=heldout)
     place = np.arange(heldout.num_users)
     moments = map_pairs(margin_moments, training, new, place, prior, temperature)
     return np.asarray(
@@ -273,7 +290,7 @@ def map_pairs(
     place: np.ndarray,
     prior: Prior,
     temperature: float,
-) -> np.ndarray:
+) -> Any:
     """Something of every new pair, a chunk of users and a block of pairs at a time.
 
     Args:
@@ -286,8 +303,10 @@ def map_pairs(
       temperature: T.
 
     Returns:
-      float[N, J], in stored order of `new`.
+      float[N, J], in stored order of `new`; on an accelerator it stays there.
     """
+    if stays_on_device(found.proj) and stays_on_device(new.proj):
+        return _map_on_device(function, found, new, place, prior, temperature)
     pairs = new.pairs
     by_seen = np.argsort(place, kind="stable")  # new users, in the order of found
     starts, counts = pairs.offsets[:-1][by_seen], pairs.counts[by_seen]
@@ -295,8 +314,8 @@ def map_pairs(
     known[place[by_seen]] = np.arange(len(place))
     columns: list[np.ndarray] = [np.empty(0, np.intp)]
     values = []
-    for users, moments in iterate_moments(found, prior, temperature):
-        mine = known[users]
+    for chunk, moments in iterate_moments(found, prior, temperature):
+        mine = known[chunk.users]
         rows = np.flatnonzero(mine >= 0)
         size = counts[mine[rows]]
         row = np.repeat(rows, size)
@@ -321,6 +340,40 @@ def map_pairs(
     return out
 
 
+def _map_on_device(function, found, new, place, prior, temperature) -> jax.Array:
+    """`map_pairs` without a copy: new pairs are padded by user like those known."""
+    size = len(new.pairs.chosen)
+    capacity = ladder([_BLOCKS[1]], 2, size)[-1]  # Few sizes, so few programs.
+    by_known = np.full(found.pairs.num_users, -1, np.int64)
+    by_known[place] = np.arange(len(place))
+    at = np.zeros(found.pairs.num_users, np.int32)  # where a user is in its chunk
+    out: Any = None
+    for chunk, moments in iterate_moments(found, prior, temperature):
+        at[chunk.users] = np.arange(len(chunk.users))
+        users = by_known[chunk.users]
+        for part in new.pairs.chunks(users[users >= 0]):
+            row = np.zeros(len(part.count), np.int32)
+            row[: len(part.users)] = at[place[part.users]]
+            z = new.read(part)[0]
+            arrays = z, row, part.first, part.count, temperature
+            out = _put_pairs(out, moments, *arrays, size=capacity, function=function)
+    if out is None:
+        return jnp.zeros((0, 2), found.proj.dtype)
+    return out[:size]
+
+
+@functools.partial(jax.jit, static_argnames=("size", "function"), donate_argnums=0)
+def _put_pairs(out, moments, z, row, first, count, temperature, *, size, function):
+    """`function` of the pairs z float[B, P, K], at the places of `first`: [size, J]."""
+    length, rank = z.shape[1:]
+    flat = (z / temperature).reshape(-1, rank)
+    values = function(moments, flat, jnp.repeat(row, length))
+    slot = jnp.arange(length)[None]
+    place = jnp.where(slot < count[:, None], first[:, None] + slot, size)
+    out = jnp.zeros((size, values.shape[1]), values.dtype) if out is None else out
+    return out.at[place.reshape(-1)].set(values, mode="drop")
+
+
 def _blocks(total: int):
     """Yields (slice of the pairs, padded size): two sizes, so two programs."""
     start = 0
@@ -331,15 +384,12 @@ def _blocks(total: int):
 
 
 def iterate_moments(found: Projected, prior: Prior, temperature: float):
-    """Yields (users, PosteriorMoments) chunk by chunk; U × A stands for one chunk."""
+    """Yields (chunk, PosteriorMoments); U × A stands for one chunk."""
     weights = adapt_projected(found, prior, temperature).weights
     prior = jax.tree.map(lambda x: jnp.asarray(x, weights.dtype), prior)
-    pairs, rank = found.pairs, found.rank
-    read = pairs.reader(found.proj)
-    for chunk in pairs.chunks():
-        z, weight, label = read(chunk)
-        mine = np.full((len(chunk.count), rank), 1 / rank, weights.dtype)
-        mine[: len(chunk.users)] = weights[chunk.users]
+    kinds = dict(unit_weights=found.pairs.unit_weights)
+    for chunk in found.pairs.chunks():
+        z, weight, label = found.read(chunk)
+        mine = padded_rows(weights, chunk, 1 / found.rank)
         z = jnp.asarray(z) / temperature
-        kinds = dict(unit_weights=pairs.unit_weights)
-        yield chunk.users, moments_of(z, weight, label, mine, prior, **kinds)
+        yield chunk, moments_of(z, weight, label, mine, prior, **kinds)

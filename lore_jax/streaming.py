@@ -165,9 +165,8 @@ def pair_sums_of(found: Projected, prior: Prior, temperature: float):
     """Yields (users int[n], their four sums over pairs) chunk by chunk."""
     dtype = prior.atoms.dtype
     prior = jax.tree.map(jnp.asarray, prior)
-    read = found.pairs.reader(found.proj)
     for chunk in found.pairs.chunks():
-        z, weight, label = read(chunk)
+        z, weight, label = found.read(chunk)
         z = jnp.asarray(z, dtype) / temperature
         kinds = dict(unit_weights=found.pairs.unit_weights)
         parts = pair_sums(z, weight, label, prior, **kinds)

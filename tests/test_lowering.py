@@ -11,7 +11,7 @@ from jax import export
 
 import lore_jax as lore
 from lore_jax import _backend
-from lore_jax._pairs import pack
+from lore_jax._pairs import pack, rows
 from lore_jax._solve import simplex
 
 MODULES = [
@@ -108,8 +108,15 @@ def use_everything(make_preferences, patch):
     lore.score_pairs(model, prefs, prefs)
     lore.compare(model, prefs)
     sizes = _backend.ACCELERATOR._replace(gather_pairs=40)
-    patch.setattr(pack, "tuning", lambda *_: sizes)
+    for module in (pack, rows):
+        patch.setattr(module, "tuning", lambda *_: sizes)
     lore.adapt(model, on_device)
+    turned = np.argsort(-np.asarray(prefs.order))
+    columns = [
+        np.asarray(x)[turned] for x in (prefs.chosen, prefs.rejected, prefs.user)
+    ]
+    mixed = lore.Preferences.from_pairs(on_device.features, *columns, 6)
+    lore.predict_proba(model, on_device, mixed)
 
 
 def test_everything_compiled_is_used(calls):

@@ -140,8 +140,9 @@ def test_the_posterior_over_atoms_is_calibrated(rank):
         z *= np.where(rng.random(m.shape) < 1 / (1 + np.exp(-m)), 1, -1)[..., None]
         prefs = ragged(z)
         share = np.empty((num, 60))
-        for users, moments in iterate_moments(checked_pairs(model, prefs), prior, 1.0):
-            share[users] = np.asarray(moments.probability)[: len(users)]
+        for chunk, moments in iterate_moments(checked_pairs(model, prefs), prior, 1.0):
+            probability = np.asarray(moments.probability)
+            share[chunk.users] = probability[: len(chunk.users)]
         new = rng.normal(size=(num, rank))
         margins = new @ atoms.T
         own = margins[np.arange(num), true][:, None]

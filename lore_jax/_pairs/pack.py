@@ -116,7 +116,7 @@ class Pairs(NamedTuple):
         read, least = _read, tuning(proj).gather_pairs
         if isinstance(proj, jax.Array) and least is not None and size > least:
             # Few sizes, so few programs; once, not once a chunk.
-            capacity = _ladder([least], 4, size)[-1] - size
+            capacity = ladder([least], 4, size)[-1] - size
             columns = jax.tree.map(
                 lambda x: jnp.asarray(np.pad(x, (0, capacity))), columns
             )
@@ -143,10 +143,10 @@ def make_chunks(counts: np.ndarray, first: np.ndarray) -> Iterator[Chunk]:
       first: int[U], stored position of each user's first pair.
     """
     longest = counts.max(initial=0)
-    lengths = _ladder([3, 5], 2, longest)
+    lengths = ladder([3, 5], 2, longest)
     if len(counts) * max(lengths[-1], 40) <= _FEW_PAIRS:
-        lengths = _ladder([40], 4, longest)[-1:]
-    bucket = np.searchsorted(lengths, counts)
+        lengths = ladder([40], 4, longest)[-1:]
+    bucket = np.searchsorted(lengths, np.arange(longest + 1)).astype(np.int8)[counts]
     for b, length in enumerate(lengths):
         users = np.flatnonzero(bucket == b)
         shapes = tuning().chunk_shapes
@@ -157,19 +157,22 @@ def make_chunks(counts: np.ndarray, first: np.ndarray) -> Iterator[Chunk]:
             size = next((c for c, least in sizes if len(users) > least), sizes[-1][0])
             taken, users = users[:size], users[size:]
             starts, count = np.zeros((2, size), np.int32)
-            starts[: len(taken)], count[: len(taken)] = first[taken], counts[taken]
-            yield Chunk(taken, starts, count, int(length))
+            chunk = Chunk(taken, starts, count, int(length))
+            place = chunk.place
+            starts[: len(taken)], count[: len(taken)] = first[place], counts[place]
+            yield chunk
 
 
 def batch_shapes(num_users: int, num_pairs: int) -> list[tuple[int, int]]:
     """(users, pairs of each) of batches that meet every shape of smaller batches."""
     shapes = tuning().chunk_shapes
     sizes = [min(size, num_users) for size, least in shapes if num_users > least]
-    lengths = [min(x, num_pairs) for x in _ladder([3, 5], 2, num_pairs)]
+    lengths = [min(x, num_pairs) for x in ladder([3, 5], 2, num_pairs)]
     return [(size, length) for size in sizes for length in dict.fromkeys(lengths)]
 
 
-def _ladder(lengths: list[int], factor: int, longest: int) -> list[int]:
+def ladder(lengths: list[int], factor: int, longest: int) -> list[int]:
+    """`lengths`, continued by a factor until they reach the longest."""
     while lengths[-1] < longest:
         lengths = [*lengths, lengths[-1] * factor]
     return lengths

@@ -1,6 +1,8 @@
 """Projected rewards: what every question about one basis is answered from."""
 
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any
 
 from lore_jax import _checks, _tables
 from lore_jax._pairs.blocks import project_rows
@@ -9,7 +11,8 @@ from lore_jax.model import RewardModel, check_model
 from lore_jax.preferences import Preferences
 
 
-class Projected(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Projected:
     """Pairs and the projection of their table; the table itself is not needed again.
 
     Attributes:
@@ -19,6 +22,11 @@ class Projected(NamedTuple):
 
     proj: Any
     pairs: Pairs
+
+    @functools.cached_property
+    def read(self) -> Any:
+        """`Pairs.reader` of the projection, made once."""
+        return self.pairs.reader(self.proj)
 
     @property
     def rank(self) -> int:
