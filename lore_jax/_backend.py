@@ -42,6 +42,9 @@ class Tuning(NamedTuple):
         CPU's scatter adds rows of 5 one number at a time.
       rows_above: from which rank on training reads [M, K] instead of [K, M]; None never
         does. Columns need no transpose, rows touch fewer cache lines.
+      row_multiple: rows of a table in training are padded to a multiple. XLA divides
+        long sums among up to 128 parts of 16 bytes each; where they do not divide, it
+        copies the whole table in every step.
       table_cells: users × atoms of one table of likelihoods: a core's cache.
       bucket_cells: atoms × pairs of one chunk of training.
       chunk_shapes: users of a chunk, and more than how many ask for it. On an
@@ -68,6 +71,7 @@ class Tuning(NamedTuple):
     product_columns: tuple[int, ...]
     lanes: int
     rows_above: int | None
+    row_multiple: int
     table_cells: int
     bucket_cells: int
     chunk_shapes: tuple[tuple[int, int], ...]
@@ -88,6 +92,7 @@ CPU = Tuning(
     product_columns=(8, 16),
     lanes=4,
     rows_above=10,
+    row_multiple=1,
     table_cells=1 << 15,
     bucket_cells=1 << 16,
     chunk_shapes=((4096, 2048), (1024, 64), (64, 0)),
@@ -107,6 +112,7 @@ ACCELERATOR = Tuning(
     product_columns=(),
     lanes=1,
     rows_above=None,
+    row_multiple=1024,
     table_cells=1 << 22,
     bucket_cells=1 << 24,
     chunk_shapes=((131072, 16384), (16384, 2048), (2048, 64), (64, 0)),

@@ -134,7 +134,8 @@ class Partition:
         mine = [_of_users(pairs, some) for some in users]
         used = [used_rows(x.chosen, x.rejected) for x in mine]
         rows, needed = _owned(used)
-        self.num_rows_each = max([len(x) for x in rows] + [1])
+        most, multiple = max([len(x) for x in rows] + [1]), tuning().row_multiple
+        self.num_rows_each = -(-most // multiple) * multiple  # See `aligned_rows`.
         self.num_sent = max(len(x) for of in needed for x in of)
         self._needed, self.parts = needed, []
         for d in range(size):

@@ -17,6 +17,7 @@ from lore_jax._pairs.blocks import visit_rows
 from lore_jax._pairs.distributed import DistributedTable, gather_pairs
 from lore_jax._pairs.pack import pack
 from lore_jax._pairs.projected import project_pairs
+from lore_jax._pairs.used_rows import aligned_rows
 from lore_jax._train import published
 from lore_jax._train.bar import Bar, expected_trainings
 from lore_jax._train.recipe import fit_marginal
@@ -428,7 +429,10 @@ def _fit_published(prefs, rank, key, recipe, init, anchor, run, mesh) -> Fitted:
         bare = prefs.replace(ids=None, group=None, order=None, offsets=None)
         if isinstance(prefs.features, FeatureSource):
             source, bare = prefs.features, bare.replace(features=None)
-        problem = published.make_problem(bare, prefs.features, anchor)
+        else:
+            bare = bare.replace(features=aligned_rows(prefs.features))
+        rows: Any = bare.features if source is None else source
+        problem = published.make_problem(bare, rows, anchor)
     state, metrics, _ = run.train(
         type(recipe).__name__,
         trainer.init(init),

@@ -39,6 +39,7 @@ LAYERS = (
     {
         "_mesh",
         "_pairs.projected",
+        "_pairs.rows",
         "_train.coordinates",
         "choosing",
         "data.bowling_green",

@@ -10,7 +10,7 @@ import lore_jax as lore
 from lore_jax import _backend
 from lore_jax._pairs import row_sums
 from lore_jax._pairs.pack import pack
-from lore_jax._train import coordinates, marginal, published, steps
+from lore_jax._train import coordinates, marginal, published, resume, steps
 from lore_jax.prior import make_atoms
 
 KEY = jax.random.key(0)
@@ -135,3 +135,35 @@ def test_a_cpu_keeps_its_scatter(make_preferences):
     state, problem, parts = default_program(make_preferences(12, 200), 3)
     lowered = steps.run.trace(state, problem, steps=parts, num_steps=2)
     assert "stablehlo.scatter" in lowered.lower().as_text()
+
+
+@pytest.mark.parametrize("kind", ["default", "joint", "alternating", "mesh"])
+def test_rows_of_zeros_change_nothing(make_preferences, monkeypatch, kind):
+    """What a GPU trains on has a multiple of 1,024 rows."""
+    prefs = make_preferences(12, 200, num_rows=60)
+    search = lore.Search(ridges=(0.1,), smoothings=(1.0,), temperings=(0.4,))
+    recipe = lore.Marginal(num_steps=6, search=search)
+    if kind == "joint":
+        recipe = lore.PublishedJoint(num_steps=6, prior=None)
+    if kind == "alternating":
+        recipe = lore.PublishedAlternating(num_steps=6, prior=None)
+    mesh = None
+    if kind == "mesh":
+        mesh = jax.make_mesh((2,), ("users",), devices=jax.devices()[:2])
+    settings = dict(rank=2, key=KEY, recipe=recipe, mesh=mesh)
+    want = lore.fit(prefs, **settings)
+    monkeypatch.setattr(_backend, "CPU", _backend.CPU._replace(row_multiple=64))
+    sizes, original = [], steps.train
+
+    def spy(state, problem, **kinds):
+        sizes.append(problem.features.shape[-2])
+        return original(state, problem, **kinds)
+
+    monkeypatch.setattr(resume, "train", spy)
+    got = lore.fit(prefs, **settings)
+    assert set(sizes) == {64}
+    size = np.abs(want.model.basis).max()
+    np.testing.assert_allclose(
+        got.model.basis, want.model.basis, rtol=0, atol=1e-5 * size
+    )
+    np.testing.assert_allclose(got.weights, want.weights, atol=1e-5)

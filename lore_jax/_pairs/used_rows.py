@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from lore_jax._backend import tuning
 from lore_jax._ids import Ids
 from lore_jax.preferences import FeatureSource, Preferences
 
@@ -48,6 +51,21 @@ def without_unused_rows(prefs: Preferences) -> Preferences:
     if len(rows) == whole and (rows == np.arange(whole)).all():
         return prefs
     return take_rows(prefs, rows)
+
+
+def aligned_rows(features) -> jax.Array:
+    """The table where it is trained on, with rows of zeros up to `row_multiple`.
+
+    Slopesᵀ · features is a sum over rows. On a GPU, XLA's split of it pads the rows of
+    1,000,000 × 4096 to a multiple of 4 × the number of parts: a copy, which makes that
+    product cost three reads instead of one (16.8 against 5.8 ms on an H100).
+
+    References:
+      XLA, `splitk_rewriter.cc`.
+    """
+    features = jnp.asarray(features)
+    more = -len(features) % tuning(features).row_multiple
+    return jnp.pad(features, ((0, more), (0, 0))) if more else features
 
 
 class RowSource:

@@ -12,7 +12,7 @@ from lore_jax import _checks
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import count_users, pack
 from lore_jax._pairs.projected import project_pairs
-from lore_jax._pairs.used_rows import without_unused_rows
+from lore_jax._pairs.used_rows import aligned_rows, without_unused_rows
 from lore_jax._train.refinement import choose_refinement
 from lore_jax._train.resume import Run, stride
 from lore_jax._train.search import Losses, select
@@ -44,7 +44,7 @@ def fit_marginal(
     if not distributed:
         prefs = without_unused_rows(prefs)
         if not isinstance(prefs.features, FeatureSource):  # One copy for all.
-            prefs = prefs.replace(features=jnp.asarray(prefs.features))
+            prefs = prefs.replace(features=aligned_rows(prefs.features))
     train = CandidateTrainer(prefs, (key_atoms, key_start), recipe, init, run, mesh)
     if not run.choice:
         search = recipe.search
