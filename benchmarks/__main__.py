@@ -22,6 +22,9 @@ _RATIOS = {
     "program_over_features": "{:.2f}× the features in all",
     "peak_over_features": "peak {:.2f}× the features",
     "peak_over_input": "peak {:.2f}× the input",
+    "ratio_over_torch": "{:.2f}× the compiled PyTorch step",
+    "ratio_to_search": "{:.2f}× the reads of its search",
+    "reads_of_search": "{:,} single reads",
     "roofline": "{:.0%} of the copy bandwidth",
     "programs_1_to_10000": "{} programs for batches of 1 to 10,000",
 }
@@ -103,7 +106,18 @@ def parser() -> argparse.ArgumentParser:
         help="only the adaptation of U users with P pairs each, D features, rank K",
     )
     add(
-        "--torch", action="store_true", help="also the published loops in eager PyTorch"
+        "--fit",
+        action="append",
+        type=shape_of("MNDKU"),
+        metavar="M=…,N=…,D=…,K=…,U=…",
+        help="only a whole default fit of this shape, over the reads that its search "
+        "needs",
+    )
+    add(
+        "--torch",
+        action="store_true",
+        help="also PyTorch on the same device, at full size: an alternating step that "
+        "reads the features twice (torch.compile), and the published loops (eager)",
     )
     add("--compare", metavar="OLD.json", help="an earlier file: ratios of equal cases")
     add(
@@ -119,13 +133,17 @@ def parser() -> argparse.ArgumentParser:
 
 def cases(args):
     """The rows that the flags ask for."""
-    if args.step or args.adapt:
+    if args.step or args.adapt or args.fit:
         bandwidth = measure.copy_bandwidth(256)
         yield dict(case="copy", bytes_per_s=bandwidth)
         for shape in args.step or ():
             yield from bench_train.against_reads(
                 **shape, seconds=6.0, bandwidth=bandwidth, fusions=()
             )
+            if args.torch:
+                yield from bench_train.beside_torch(**shape, seconds=6.0)
+        for shape in args.fit or ():
+            yield from bench_train.whole_fit(**shape)
         for shape in args.adapt or ():
             users, pairs, width, rank = (shape[name] for name in "UPDK")
             yield from bench_adapt.raw(users, pairs, width, rank, 3.0)

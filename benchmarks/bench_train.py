@@ -22,6 +22,7 @@ products. The reads go by at a third of the copy bandwidth: on two cores the pro
 are bound by arithmetic, so a block that is still in cache saves next to nothing.
 """
 
+import collections
 import functools
 
 import jax
@@ -32,7 +33,8 @@ from jax import lax
 import lore_jax as lore
 from benchmarks import measure
 from lore_jax._pairs.pack import pack
-from lore_jax._train import coordinates, marginal, published, steps
+from lore_jax._pairs.used_rows import aligned_rows
+from lore_jax._train import coordinates, marginal, published, resume, steps
 from lore_jax.prior import make_atoms
 
 STEPS = 3  # iterations in one compiled program, as `fit` scans them
@@ -211,6 +213,49 @@ def scaling(base, seconds, letters="MNDKU"):
             yield from against_reads(**shape, seconds=seconds, case=f"by {letter}:")
 
 
+def torch_device():
+    """The device that JAX works on, as PyTorch names it."""
+    import torch
+
+    if jax.default_backend() == "gpu":
+        if not torch.cuda.is_available():
+            raise SystemExit("--torch needs a PyTorch with CUDA beside JAX on a GPU")
+        return torch.device("cuda")
+    return torch.device("cpu")
+
+
+def torch_problem(M, N, D, K, U):
+    """(features, rows, user, V, logits) of `make_problem`, in PyTorch.
+
+    `rows` are those of both sides of the pairs, or None where the features are
+    differences.
+    """
+    import torch
+
+    prefs, device = make_problem(M, N, D, K, U), torch_device()
+    columns = [
+        None if x is None else torch.tensor(x, dtype=torch.long, device=device)
+        for x in (prefs.chosen, prefs.rejected, prefs.user)
+    ]
+    x = torch.tensor(np.asarray(prefs.features), device=device)
+    basis = torch.randn(D, K, device=device, requires_grad=True)
+    logits = torch.randn(U, K, device=device, requires_grad=True)
+    rows = None if prefs.rejected is None else columns[:2]
+    return x, rows, columns[2], basis, logits
+
+
+def waiting(call):
+    """`call`, and then a wait for the device."""
+    import torch
+
+    def run():
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return run
+
+
 def eager_torch(M, N, D, K, U):
     """Both published loops in eager PyTorch, from the paper's description.
 
@@ -218,12 +263,8 @@ def eager_torch(M, N, D, K, U):
     """
     import torch
 
-    prefs = make_problem(M, N, D, K, U, differences=True)
-    x = torch.tensor(np.asarray(prefs.features))
-    user = torch.tensor(prefs.user, dtype=torch.long)
-    place = torch.arange(N)
-    basis = torch.randn(D, K, requires_grad=True)
-    logits = torch.randn(U, K, requires_grad=True)
+    x, _, user, basis, logits = torch_problem(M, N, D, K, U)
+    place = torch.arange(N, device=x.device)
     both = torch.optim.Adam([basis, logits], lr=0.5)
     on_w = torch.optim.Adam([logits], lr=0.5)
     on_v = torch.optim.Adam([basis], lr=0.5)
@@ -237,13 +278,121 @@ def eager_torch(M, N, D, K, U):
 
     forms = {"joint": [both], "alternating": [on_w, on_v]}
     calls = {
-        name: functools.partial(lambda steps: [descend(s) for s in steps] and None, s)
+        name: waiting(functools.partial(lambda steps: [descend(s) for s in steps], s))
         for name, s in forms.items()
     }
     result = measure.interleave(calls, repeats=3, seconds=0)
     for name in forms:
         shape = dict(M=M, N=N, D=D, K=K, U=U, dtype="float32")
         yield dict(case=f"eager PyTorch {name}", **shape, **result[name])
+
+
+def competent_step(M, N, D, K, U):
+    """The alternating step in PyTorch as it should be: two reads of the features.
+
+    Each pair takes its user's weights, W descends on the projection of this step, and V
+    on the same projection with the new weights. What lies between the two products is
+    compiled by `torch.compile`.
+    """
+    import torch
+
+    x, rows, user, basis, logits = torch_problem(M, N, D, K, U)
+    on_w = torch.optim.Adam([logits], lr=0.5, fused=True)
+    on_v = torch.optim.Adam([basis], lr=0.5, fused=True)
+
+    @torch.compile
+    def loss_of(projected, logits):
+        if rows is not None:
+            projected = projected[rows[0]] - projected[rows[1]]
+        margin = (projected * torch.softmax(logits, 1)[user]).sum(1) / 100
+        return torch.nn.functional.softplus(-margin).mean()
+
+    def step():
+        projected = x @ basis
+        on_w.zero_grad()
+        loss_of(projected.detach(), logits).backward()
+        on_w.step()
+        on_v.zero_grad()
+        loss_of(projected, logits.detach()).backward()
+        on_v.step()
+
+    return waiting(step)
+
+
+def beside_torch(M, N, D, K, U, seconds):
+    """The published alternating iteration over the competent one in PyTorch."""
+    import torch
+
+    torch.set_float32_matmul_precision("highest")  # As JAX multiplies here.
+    ours = iterations(make_problem(M, N, D, K, U), K)["alternating"]
+    theirs = competent_step(M, N, D, K, U)
+    calls = {"ours": ours, "theirs": lambda: [theirs() for _ in range(STEPS)] and None}
+    result = measure.interleave(calls, seconds=seconds)
+    shape = dict(M=M, N=N, D=D, K=K, U=U, dtype="float32")
+    for name, case in (
+        ("theirs", "compiled PyTorch alternating"),
+        ("ours", "iteration alternating beside it"),
+    ):
+        row = dict(case=case, **shape, **result[name])
+        for key in ("median_s", "min_s"):
+            row[key] /= STEPS
+        if name == "ours":
+            theirs_s = result["theirs"]["median_s"]
+            row["ratio_over_torch"] = result["ours"]["median_s"] / theirs_s
+        yield row
+
+
+def planted_problem(M, N, D, K, U, seed=0):
+    """`make_problem`'s pairs, chosen by users of a planted basis."""
+    prefs = make_problem(M, N, D, K, U, differences=False, seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    basis = rng.normal(size=(D, K)).astype(np.float32) * (2 / D) ** 0.5
+    weights = rng.dirichlet(np.full(K, 0.3), U).astype(np.float32)
+    proj = np.asarray(lore.project(prefs.features, basis))
+    z = proj[prefs.chosen] - proj[prefs.rejected]
+    margin = (z * weights[prefs.user]).sum(1)
+    swap = rng.random(N) > 1 / (1 + np.exp(-margin))
+    columns = np.where(
+        swap, (prefs.rejected, prefs.chosen), (prefs.chosen, prefs.rejected)
+    )
+    return lore.Preferences.from_pairs(prefs.features, *columns, prefs.user, U)
+
+
+def whole_fit(M, N, D, K, U):
+    """A default fit with its search, over the reads that its trainings need.
+
+    The search is counted as it runs: so many steps of so many columns. What a step of
+    these columns must cost is measured: one projection and one back-projection.
+    """
+    prefs, counted = planted_problem(M, N, D, K, U), collections.Counter()
+    original = resume.train
+
+    def counting(state, problem, *, num_steps, **settings):
+        columns = int(np.prod(state.theta.shape)) // state.theta.shape[-2]
+        counted[columns] += num_steps
+        return original(state, problem, num_steps=num_steps, **settings)
+
+    def fit():
+        counted.clear()
+        return lore.fit(prefs, rank=K, key=jax.random.key(0)).model.basis
+
+    resume.train = counting
+    try:
+        result = measure.timed(fit, repeats=3, seconds=0)
+    finally:
+        resume.train = original
+    x, back = aligned_rows(prefs.features), BACK_PROJECTIONS["back vjp of project"]
+    calls = {"read": functools.partial(_read, x, jnp.ones((D, K)))}
+    for columns in counted:
+        v, g = jnp.ones((D, columns)), jnp.ones((len(x), columns))
+        calls[columns] = lambda v=v, g=g: (lore.project(x, v), back(x, g))
+    cost = measure.interleave(calls, repeats=5, seconds=20.0)
+    needed = sum(n * cost[columns]["median_s"] for columns, n in counted.items())
+    row = dict(case="whole default fit", **dict(M=M, N=N, D=D, K=K, U=U), **result)
+    row["reads_of_search"] = round(needed / cost["read"]["median_s"])
+    row["ratio_to_search"] = row["median_s"] / needed
+    row["steps_by_columns"] = {str(k): v for k, v in sorted(counted.items())}
+    yield row
 
 
 def cases(size: str, torch: bool = False):
@@ -267,11 +416,12 @@ def cases(size: str, torch: bool = False):
                 )
         base = dict(M=24_000, N=24_000, D=2048, K=5, U=2400)
         yield from scaling(base, 4.0)
+        yield from whole_fit(20_000, 20_000, 512, 5, 1000)
     if torch:
-        if size == "full":
-            yield from eager_torch(48_000, 48_000, 4096, 5, 4800)
-        else:
-            yield from eager_torch(64, 64, 16, 3, 8)
+        small, large = (64, 64, 16, 3, 8), (48_000, 48_000, 4096, 5, 4800)
+        shape, seconds = (small, 0.0) if size == "tiny" else (large, 6.0)
+        yield from beside_torch(*shape, seconds)
+        yield from eager_torch(*shape)
 
 
 if __name__ == "__main__":

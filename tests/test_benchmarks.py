@@ -109,3 +109,33 @@ def test_a_shape_that_is_none_is_refused(text, capsys):
     with pytest.raises(SystemExit, match="2"):
         suite.main(["--step", text])
     assert "--step" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_whole_fit_is_counted_in_reads(tmp_path):
+    argv = ["--fit", "M=60,N=400,D=6,K=2,U=12", "--out", str(tmp_path)]
+    suite.main(argv)
+    [path] = tmp_path.glob("*.json")
+    row = json.loads(path.read_text(encoding="utf-8"))[-1]
+    assert row["case"] == "whole default fit"
+    # Two trainings of K = 2 on all pairs, and at least three of each rank before.
+    steps = row["steps_by_columns"]
+    assert steps["2"] >= 2 * 15 + 3 * 150
+    assert steps["1"] >= 3 * 150
+    assert row["reads_of_search"] > 0
+    assert row["ratio_to_search"] > 0
+    table = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert "single reads" in table
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns while it compiles.
+def test_pytorch_is_timed_beside_it(tmp_path):
+    pytest.importorskip("torch")
+    argv = ["--torch", "--step", "M=64,N=64,D=16,K=3,U=8", "--out", str(tmp_path)]
+    suite.main(argv)
+    [path] = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    [row] = [x for x in rows if "ratio_over_torch" in x]
+    assert row["ratio_over_torch"] > 0
+    assert "the compiled PyTorch step" in path.with_suffix(".md").read_text("utf-8")
