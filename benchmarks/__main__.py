@@ -15,6 +15,8 @@ from benchmarks import bench_adapt, bench_train, measure
 _RATIOS = {
     "ratio_to_reads": "{:.2f}× its two reads of the features",
     "ratio_to_read": "{:.2f}× one read of the features",
+    "ratio_to_adapt": "{:.2f}× adapt",
+    "ratio_to_kernel": "{:.2f}× its kernel",
     "ratio_over_adam": "{:.1f}× as fast as 500 Adam steps",
     "ratio_to_even": "{:.2f}× an even population",
     "ratio_to_small": "{:.2f}× the small store",
@@ -106,6 +108,12 @@ def parser() -> argparse.ArgumentParser:
         help="only the adaptation of U users with P pairs each, D features, rank K",
     )
     add(
+        "--dtype",
+        action="append",
+        choices=["float32", "bfloat16"],
+        help="of the table of --step (may be repeated)",
+    )
+    add(
         "--fit",
         action="append",
         type=shape_of("MNDKU"),
@@ -137,9 +145,9 @@ def cases(args):
         bandwidth = measure.copy_bandwidth(256)
         yield dict(case="copy", bytes_per_s=bandwidth)
         for shape in args.step or ():
-            yield from bench_train.against_reads(
-                **shape, seconds=6.0, bandwidth=bandwidth, fusions=()
-            )
+            for dtype in args.dtype or ["float32"]:
+                kinds = dict(bandwidth=bandwidth, fusions=(), dtype=dtype)
+                yield from bench_train.against_reads(**shape, seconds=6.0, **kinds)
             if args.torch:
                 yield from bench_train.beside_torch(**shape, seconds=6.0)
         for shape in args.fit or ():

@@ -144,16 +144,21 @@ def raw(num_users, num_pairs, width, rank, seconds):
     calls = {"read": lambda: read(prefs.features, basis)}
     for name in ("default", "ml"):
         calls[name] = functools.partial(lore.adapt, model, prefs, method=METHODS[name])
+    calls["predict"] = lambda: lore.predict_proba(model, prefs, prefs)
     result = measure.interleave(calls, seconds=seconds)
     shape = dict(U=num_users, P=num_pairs, D=width, K=rank, dtype="float32")
-    for name in ("default", "ml"):
-        yield dict(
+    for name in ("default", "ml", "predict"):
+        row = dict(
             case=f"raw {name}",
             **shape,
             **result[name],
             users_per_s=num_users / result[name]["median_s"],
             ratio_to_read=result[name]["median_s"] / result["read"]["median_s"],
         )
+        if name == "predict":
+            seconds = result["default"]["median_s"]
+            row["ratio_to_adapt"] = row["median_s"] / seconds
+        yield row
 
 
 def projected(
@@ -183,7 +188,10 @@ def projected(
         rate = num_users / result[name]["median_s"]
         row = dict(case=f"projected {name}", **shape, **result[name], users_per_s=rate)
         row["ratio_over_adam"] = rate / adam_rate
+        kernel = result.get(name.replace("adapt", "kernel"))
         if name.startswith("adapt"):
+            if kernel is not None:
+                row["ratio_to_kernel"] = row["median_s"] / kernel["median_s"]
             row["peak_over_input"] = _over(measure.peak_bytes(calls[name]), z.nbytes)
         else:
             fn = pure[name.removeprefix("kernel ")]

@@ -154,23 +154,41 @@ def iterations(prefs, rank):
 
 
 def against_reads(
-    M, N, D, K, U, seconds, *, case="iteration", bandwidth=None, fusions=tuple(FUSED)
+    M,
+    N,
+    D,
+    K,
+    U,
+    seconds,
+    *,
+    case="iteration",
+    bandwidth=None,
+    fusions=tuple(FUSED),
+    dtype="float32",
 ):
-    """Both trainers' iterations over the two reads of the same table."""
-    prefs = make_problem(M, N, D, K, U)
-    x = prefs.features
+    """Both trainers' iterations over the two reads of the same table.
+
+    A bfloat16 table is read as the library reads it.
+    """
+    prefs = lore.store_as(make_problem(M, N, D, K, U), dtype)
+    prefs = prefs.replace(features=aligned_rows(prefs.features))
+    x, M = prefs.features, len(prefs.features)
+    plain = dtype == "float32"
+    products = BACK_PROJECTIONS
+    if not plain:
+        products = {"back vjp of project": products["back vjp of project"]}
     basis = jax.random.normal(jax.random.key(3), (D, K))
     g = jax.random.normal(jax.random.key(4), (M, K))
-    calls = {"read": functools.partial(_read, x, basis)}
-    calls |= {name: functools.partial(f, x, g) for name, f in BACK_PROJECTIONS.items()}
+    calls = {"read": functools.partial(_read if plain else lore.project, x, basis)}
+    calls |= {name: functools.partial(f, x, g) for name, f in products.items()}
     if case == "iteration":
         calls |= {name: functools.partial(FUSED[name], x, basis) for name in fusions}
     trainers = iterations(prefs, K)
     calls.update(trainers)
     result = measure.interleave(calls, seconds=seconds)
-    fastest = min(BACK_PROJECTIONS, key=lambda name: result[name]["median_s"])
+    fastest = min(products, key=lambda name: result[name]["median_s"])
     reads = result["read"]["median_s"] + result[fastest]["median_s"]
-    shape = dict(M=M, N=N, D=D, K=K, U=U, dtype="float32")
+    shape = dict(M=M, N=N, D=D, K=K, U=U, dtype=dtype)
     for name in calls:
         if case != "iteration" or name in trainers:
             continue

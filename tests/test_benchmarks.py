@@ -87,6 +87,7 @@ def test_torch_is_asked_for_only_by_name():
 
 def test_shapes_of_ones_own_and_rows_that_stay_after_a_failure(tmp_path, monkeypatch):
     argv = ["--step", "M=20,N=30,D=8,K=2,U=3", "--adapt", "U=9,P=3,D=8,K=2"]
+    argv += ["--dtype", "float32", "--dtype", "bfloat16"]
     real = suite.bench_adapt.projected
 
     def fails(*shape):
