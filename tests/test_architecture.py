@@ -66,9 +66,9 @@ LAYERS = (
         "io.tree",
         "prediction",
     },
-    {"_train.trainer", "_train.validation", "acquisition", "io.checkpoint"},
-    {"_train.refinement", "_train.search", "store"},
-    {"_train.recipe"},
+    {"_train.trainer", "_train.validation", "acquisition", "io.user_files"},
+    {"_train.refinement", "_train.search", "io.checkpoint"},
+    {"_train.recipe", "store"},
     {"fitting"},
     {"__init__"},
     {
@@ -106,6 +106,7 @@ TOUCH_FILES = {
     "hf.table",
     "io.checkpoint",
     "io.files",
+    "io.user_files",
     "store",
 }
 FILE_CALLS = {

@@ -1,5 +1,7 @@
 """Real processes on loopback: they fit together, or all of them refuse."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -56,6 +58,41 @@ def check_prior(prefs, found):
         )
 
 
+def check_saved(path, found):
+    """One file of the model and one per process; a user is found by name."""
+    weights = {}
+    for one in found:
+        weights |= dict(zip(one["users"].tolist(), one["weights"]))
+    fitted = lore.load(path)
+    assert fitted.user_ids.tolist() == sorted(weights)
+    for name, row in zip(fitted.user_ids.tolist(), fitted.weights):
+        np.testing.assert_array_equal(row, weights[name])
+    some = sorted(weights)[7:2:-2]
+    part = lore.load(path, user_ids=some)
+    np.testing.assert_array_equal(part.weights, [weights[x] for x in some])
+    assert part.user_ids.tolist() == some
+    with pytest.raises(ValueError, match="'nobody'"):
+        lore.load(path, user_ids=[*some, "nobody"])
+    folder, name = pathlib.Path(path).parent, pathlib.Path(path).name
+    files = sorted(folder.glob(f"{name}.*.users"))
+    assert len(files) == 2  # Those of the first save are gone.
+    content = files[0].read_bytes()
+    for wrong, error, match in (
+        (None, FileNotFoundError, "no file at"),
+        (content[:-1], ValueError, "truncated"),
+        (files[1].read_bytes(), ValueError, "replaced by another file"),
+    ):
+        files[0].unlink()
+        if wrong is not None:
+            files[0].write_bytes(wrong)
+        with pytest.raises(error, match=match):
+            lore.load(path)
+        files[0].write_bytes(content)
+    lore.save(path, fitted)
+    assert not list(folder.glob(f"{name}.*.users"))
+    np.testing.assert_array_equal(lore.load(path).weights, fitted.weights)
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -97,6 +134,7 @@ def test_a_fit_of_two_processes_is_that_of_one(tmp_path, kind):
         check_prior(prefs, found)
     users = np.concatenate([one["users"] for one in found])
     assert sorted(users) == want.user_ids.tolist()
+    check_saved(f"{out}.fit", found)
     # One process goes on from what two had done.
     half = lore.load_progress(f"{out}.1.half")
     again = alone(kind, resume=half)

@@ -4,16 +4,18 @@ Loading checks a digest of every byte, format, version, shapes, dtypes and what 
 numbers mean, and executes nothing. Saving refuses what loading would.
 """
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from lore_jax import _checks
+from lore_jax import _checks, _processes
 from lore_jax._train.resume import check_progress
-from lore_jax.io import records
+from lore_jax.io import records, user_files
 from lore_jax.io.files import damage, read_record, write_record
 from lore_jax.io.tree import VERSION, from_record, to_record
 from lore_jax.results import Fitted, Progress
@@ -22,16 +24,20 @@ from lore_jax.streaming import UserStates
 _CURVES = "loss", "weights_norm", "basis_norm"
 
 
-def save(path: str | os.PathLike, fitted: Fitted) -> None:
+def save(path: str | os.PathLike, fitted: Fitted, *, mesh: Mesh | None = None) -> None:
     """Writes a fit to `path`; a crash while saving leaves an old file as it was.
 
     Args:
       path: file to write, in an existing folder.
       fitted: what `fit` returned.
+      mesh: as in `fit`. With devices of several processes all of them call this, with
+        one path on a file system that they share: it gets the model, and a file beside
+        it per process, `PATH.….users`, the weights of that process's users.
 
     Raises:
       TypeError: `fitted` is no `Fitted`, or its recipe no recipe.
-      ValueError: its numbers are not finite or do not agree with one another.
+      ValueError: its numbers are not finite or do not agree with one another; with a
+        mesh also, on every process, what went wrong on one.
       OSError: the file cannot be written.
 
     Example:
@@ -49,24 +55,44 @@ def save(path: str | os.PathLike, fitted: Fitted) -> None:
         raise TypeError(f"fitted must be what fit returned, got {type(fitted)}")
     if not isinstance(fitted.recipe, records.RECIPES):
         raise TypeError(f"fitted.recipe must be a recipe, got {fitted.recipe!r}")
-    _save(path, "fit", fitted, records.check_fit, "fitted")
+    names: list[str] = []
+    if several := _processes.spans(mesh):
+        names = user_files.save_together(path, fitted)
+        fitted = user_files.without_users(fitted)
+
+    def write():
+        metadata = {user_files.LISTED: json.dumps(names)} if names else {}
+        _save(path, "fit", fitted, records.check_fit, "fitted", metadata)
+        user_files.remove_others(path, names)
+
+    if several:
+        _processes.together(write if _processes.here() == 0 else lambda: None)
+    else:
+        write()
 
 
-def load(path: str | os.PathLike) -> Fitted:
-    """Reads a fit.
+def load(path: str | os.PathLike, *, user_ids: Any = None) -> Fitted:
+    """Reads a fit, whatever number of processes saved it.
 
     Args:
       path: a file that `save` wrote.
+      user_ids: names of the users whose weights to keep, in this order; None keeps all.
 
     Returns:
       `Fitted`.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: there is no such file, or one of those beside it is missing.
       ValueError: the file is truncated, foreign, of another version, or its arrays
-        do not fit together.
+        do not fit together; or the fit does not know a user.
     """
-    fitted = _load(path, "fit", Fitted, records.check_fit)
+    fitted, metadata = _load(path, "fit", Fitted, records.check_fit)
+    if user_files.LISTED in metadata:
+        fitted = user_files.join(path, fitted, metadata[user_files.LISTED])
+        with damage(path):
+            records.check_fit(fitted)
+    if user_ids is not None:
+        fitted = user_files.take_named(fitted, user_ids)
     arrays = ("model", "weights", "logits", "unpruned", "kept")
     parts = {name: getattr(fitted, name) for name in arrays}
     curves = dict(zip(_CURVES, map(jnp.asarray, fitted.history)))
@@ -124,7 +150,7 @@ def load_progress(path: str | os.PathLike) -> Progress:
       ValueError: the file is truncated, foreign, of another version, or its arrays
         do not fit together.
     """
-    return _load(path, "progress", Progress, check_progress)
+    return _load(path, "progress", Progress, check_progress)[0]
 
 
 def save_users(path: str | os.PathLike, state: UserStates) -> None:
@@ -166,10 +192,17 @@ def load_users(path: str | os.PathLike) -> UserStates:
       ValueError: the file is truncated, foreign, of another version, or its arrays
         do not fit together.
     """
-    return _load(path, "users", UserStates, records.check_users)
+    return _load(path, "users", UserStates, records.check_users)[0]
 
 
-def _save(path, kind: str, tree: Any, check: Callable[[Any], None], name: str) -> None:
+def _save(
+    path,
+    kind: str,
+    tree: Any,
+    check: Callable[[Any], None],
+    name: str,
+    more: dict[str, str] | None = None,
+) -> None:
     try:
         check(tree)
         arrays, text = to_record(tree)
@@ -177,6 +210,7 @@ def _save(path, kind: str, tree: Any, check: Callable[[Any], None], name: str) -
     except ValueError as error:
         raise ValueError(f"{name} cannot be saved: {error}") from error
     metadata = {"format": f"lore_jax.{kind}", "version": str(VERSION), "record": text}
+    metadata |= more or {}
     write_record(path, arrays, metadata)
 
 
@@ -187,4 +221,4 @@ def _load(path, kind: str, expected: type, check: Callable[[Any], None]) -> Any:
         if not isinstance(found, expected):
             raise ValueError(f"it holds a {type(found).__name__}, not a {kind}")
         check(found)
-    return found
+    return found, metadata
