@@ -111,10 +111,10 @@ def compare_starts(
     if not others:
         return None
     rank = bases[at].shape[1]
-    some = slice(None, None, -(-len(projections[at]) // _COMPARED))
+    some = slice(None, None, compared_stride(len(projections[at])))
     proj = [np.asarray(x[some], np.float64) for x in projections]
     proj = [x - x.mean(0) for x in proj]
-    users = slice(None, None, -(-len(weights[at]) // _COMPARED))
+    users = slice(None, None, compared_stride(len(weights[at])))
     rewards = [z @ np.asarray(w, np.float64)[users].T for z, w in zip(proj, weights)]
     found = []
     for i in others:
@@ -132,6 +132,11 @@ def compare_starts(
         )
     values = np.mean(found, axis=0)
     return dict(zip(("rewards", "weights", "basis"), map(float, values), strict=True))
+
+
+def compared_stride(size: int) -> int:
+    """Every how many rows, or users, `compare_starts` looks at one."""
+    return max(1, -(-size // _COMPARED))
 
 
 def match_columns(similarity: np.ndarray) -> np.ndarray:

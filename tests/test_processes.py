@@ -119,6 +119,8 @@ def test_a_fit_of_two_processes_is_that_of_one(tmp_path, kind):
         )
         np.testing.assert_array_equal(one["basis"], found[0]["basis"])
         np.testing.assert_allclose(one["loss"], want.history.loss, rtol=1e-5)
+        starts = list((want.history.starts or {}).values())
+        np.testing.assert_allclose(one["starts"], starts, atol=1e-4)
         place = np.searchsorted(want.user_ids, one["users"])
         np.testing.assert_allclose(one["weights"], want.weights[place], atol=1e-4)
     prefs = mesh_processes.preferences(kind, 1, 0)

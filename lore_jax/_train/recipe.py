@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lore_jax import _checks
+from lore_jax import _checks, _processes
+from lore_jax._pairs.blocks import project_rows
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import count_users, pack
 from lore_jax._pairs.projected import project_pairs
@@ -20,7 +21,7 @@ from lore_jax._train.trainer import Candidate, CandidateTrainer, Training
 from lore_jax._train.validation import candidate_rows, choose_stop, make_holdouts
 from lore_jax.adaptation import adapt_projected
 from lore_jax.config import Marginal
-from lore_jax.diagnostics import compare_starts
+from lore_jax.diagnostics import compare_starts, compared_stride
 from lore_jax.model import RewardModel, RewardParams
 from lore_jax.preferences import FeatureSource, Preferences
 from lore_jax.prior import with_settings
@@ -67,13 +68,13 @@ def fit_marginal(
     heldout = tuple(choice["heldout"])
     if best.rank > 1:
         _warn_unless_it_helps(heldout)
-    starts = None
-    if distributed:  # No process has the weights of all users.
+    weights = [x.weights for x in adapted]
+    if distributed:
         ids = own.names
+        projections, weights = _compared(prefs, bases, weights)
     else:
-        starts = compare_starts(
-            bases, [x.proj for x in found], [x.weights for x in adapted], at
-        )
+        projections = [x.proj for x in found]
+    starts = compare_starts(bases, projections, weights, at)
     return Fitted(
         model=RewardModel(bases[at], priors[at], temperature),
         weights=jnp.asarray(adapted[at].weights),
@@ -91,6 +92,25 @@ def fit_marginal(
         recipe=recipe,
         ids=ids,
     )
+
+
+def _compared(prefs: Preferences, bases: Sequence, weights: Sequence) -> tuple:
+    """(projections, weights) of each start, of the rows and users that are compared.
+
+    No process has those of all.
+    """
+    table: Any = prefs.features
+    rows = np.arange(0, table.shape[0], compared_stride(table.shape[0]))
+    features = table.gather_rows(rows)
+    projections = [np.asarray(project_rows(features, v)) for v in bases]
+    mine, stride = np.flatnonzero(table.mine(prefs)), compared_stride(prefs.num_users)
+    some = mine % stride == 0
+    part = {"at": mine[some] // stride, "weights": np.stack(weights)[:, some]}
+    size = len(range(0, prefs.num_users, stride))
+    out = np.empty((len(bases), size, bases[0].shape[1]))
+    for found in _processes.gather_arrays(part):
+        out[:, found["at"]] = found["weights"]
+    return projections, out
 
 
 def _choose(
