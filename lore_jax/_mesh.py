@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from lore_jax import _processes
 from lore_jax._backend import tuning
+from lore_jax._pairs.blocks import back_project_rows, project_rows
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import Pairs
 from lore_jax._pairs.row_sums import (
@@ -30,7 +31,7 @@ from lore_jax._pairs.row_sums import (
     sum_rows,
 )
 from lore_jax._pairs.used_rows import used_rows
-from lore_jax.preferences import positions_of
+from lore_jax.preferences import FeatureSource, positions_of
 
 AXIS = "users"
 
@@ -182,8 +183,14 @@ class Partition:
             out.append(Exchange(send=jnp.asarray(sends[at]), back=back))
         return out
 
-    def table(self, features) -> jax.Array:
+    def table(self, features) -> "jax.Array | MeshSource":
         """float[devices, m, D], the rows of every device, on that device."""
+        distributed = isinstance(features, DistributedTable)
+        source = features.table if distributed else features
+        if isinstance(source, FeatureSource):
+            rows = [self.parts[at].rows for at in self.here]
+            places = map(features.places, rows) if distributed else rows
+            return MeshSource(self, source, dict(zip(self.here.tolist(), places)))
         shards = []
         for at in self.here:
             used = self.parts[at].rows
@@ -194,7 +201,7 @@ class Partition:
                 else np.asarray(features[used])
             )
             shards.append(rows)
-        return self._on_devices(shards)
+        return self.on_devices(shards)
 
     def pairs(self, pairs: Pairs) -> list[Pairs]:
         """The pairs of each device of this process, padded with users without any."""
@@ -226,7 +233,7 @@ class Partition:
             part = np.zeros((self.num_users, *values.shape[1:]), values.dtype)
             part[: len(users)] = values[users]
             parts.append(part)
-        return self._on_devices(parts)
+        return self.on_devices(parts)
 
     def join_users(self, values: jax.Array) -> np.ndarray:
         """The reverse of `user_parts`, on every process."""
@@ -248,9 +255,10 @@ class Partition:
 
     def stack(self, trees: list) -> Any:
         """A tree per device of this process as arrays with an axis of all devices."""
-        return jax.tree.map(lambda *leaves: self._on_devices(leaves), *trees)
+        return jax.tree.map(lambda *leaves: self.on_devices(leaves), *trees)
 
-    def _on_devices(self, arrays) -> jax.Array:
+    def on_devices(self, arrays) -> jax.Array:
+        """An array of each device of this process, with an axis of all devices."""
         shards = [
             jax.device_put(np.asarray(array)[None], self.mesh.devices.flat[at])
             for at, array in zip(self.here, arrays, strict=True)
@@ -258,6 +266,43 @@ class Partition:
         shape = (self.mesh.devices.size, *shards[0].shape[1:])
         sharding = NamedSharding(self.mesh, P(AXIS))
         return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+class MeshSource:
+    """A `FeatureSource` of each process, whose rows are trained on by its devices.
+
+    Attributes:
+      shape: (devices, m, D).
+      dtype: of the features.
+    """
+
+    def __init__(self, partition: Partition, source: Any, places: dict):
+        """Rows of `source` at `places` int[m] of each device of this process."""
+        self._partition, self._source, self._places = partition, source, places
+        devices = partition.mesh.devices.size
+        self.shape = (devices, partition.num_rows_each, source.shape[1])
+        self.dtype = source.dtype
+
+    def project(self, basis: jax.Array) -> jax.Array:
+        """Features · V, float[devices, m, K]: one read of each source."""
+        proj = np.asarray(project_rows(self._source, np.asarray(basis)))
+        parts = []
+        for at in self._partition.here.tolist():
+            part = np.zeros((self.shape[1], proj.shape[1]), proj.dtype)
+            part[: len(self._places[at])] = proj[self._places[at]]
+            parts.append(part)
+        return self._partition.on_devices(parts)
+
+    def back_project(self, slopes: jax.Array) -> np.ndarray:
+        """Featuresᵀ · G of the rows of all processes, float[D, K]: one read of each."""
+        rows = np.zeros((self._source.shape[0], slopes.shape[2]), slopes.dtype)
+        for shard in slopes.addressable_shards:
+            place = self._places[shard.index[0].start or 0]
+            rows[place] = np.asarray(shard.data)[0, : len(place)]
+        back = np.asarray(back_project_rows(self._source, rows))
+        if _processes.spans(self._partition.mesh):
+            return _processes.add(back).astype(back.dtype)
+        return back
 
 
 def _balanced(counts: np.ndarray, size: int) -> np.ndarray:

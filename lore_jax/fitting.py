@@ -277,8 +277,6 @@ def _key_data(key):
 
 
 def _check_mesh_fit(prefs: Preferences, rank) -> None:
-    if isinstance(prefs.features, FeatureSource):
-        raise ValueError("mesh needs a table in memory, got a FeatureSource")
     if rank == 0:
         raise ValueError("mesh trains at rank 1 or more; rank 0 trains nothing")
 
@@ -425,6 +423,7 @@ def _fit_published(prefs, rank, key, recipe, init, anchor, run, mesh) -> Fitted:
         problem, on_mesh = published.make_mesh_problem(
             prefs, anchor, mesh, isinstance(recipe, PublishedJoint)
         )
+        source = on_mesh.source
     else:
         bare = prefs.replace(ids=None, group=None, order=None, offsets=None)
         if isinstance(prefs.features, FeatureSource):

@@ -25,7 +25,6 @@ LAYERS = (
     {"_posterior.table", "_solve.simplex", "data.votes", "preferences"},
     {
         "_pairs.blocks",
-        "_pairs.distributed",
         "_pairs.pack",
         "_pairs.used_rows",
         "_posterior.moments",
@@ -35,7 +34,7 @@ LAYERS = (
         "data.splits",
         "hf.datasets",
     },
-    {"model"},
+    {"_pairs.distributed", "model"},
     {
         "_mesh",
         "_pairs.projected",

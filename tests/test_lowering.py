@@ -20,7 +20,8 @@ MODULES = [
 ]
 
 
-OF_A_MESH = {"run_on_mesh"}  # The step of `run` on devices that are there: test_mesh.
+# The steps of `run` and `run_blocks` on devices that are there: test_mesh.
+OF_A_MESH = {"run_on_mesh", "_basis_on_mesh", "_slopes_on_mesh", "_update_on_mesh"}
 
 
 def is_compiled(value):

@@ -1,5 +1,6 @@
 """A fit on the devices of a mesh is the fit on one device."""
 
+import dataclasses
 import re
 
 import chex
@@ -129,9 +130,6 @@ def test_what_cannot_be_trained_on_a_mesh_is_refused():
     wrong = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     with pytest.raises(ValueError, match=r"the one axis 'users', got \('data',\)"):
         lore.fit(prefs, rank=2, key=KEY, mesh=wrong)
-    source = prefs.replace(features=lore.ArraySource(prefs.features))
-    with pytest.raises(ValueError, match="mesh needs a table in memory"):
-        lore.fit(source, rank=2, key=KEY, mesh=mesh)
     with pytest.raises(ValueError, match="mesh trains at rank 1 or more"):
         lore.fit(prefs, rank=0, key=KEY, mesh=mesh, anchor=np.ones(12))
 
@@ -162,6 +160,47 @@ def test_a_published_form_is_that_of_one_device(recipe, labels):
         norms = one.history.weights_norm, want.history.weights_norm
         np.testing.assert_allclose(*norms, rtol=0.01)
     assert records[0].state[1].shape == want.logits.shape  # Of all users, in order.
+
+
+@pytest.mark.parametrize("labels", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("kind", ["default", "joint", "alternating"])
+def test_a_source_on_a_mesh_is_the_table_in_memory(kind, labels):
+    """With two reads of it a step, however many devices there are."""
+    prefs, steps_taken = uneven(labels=labels), 6
+    search = dataclasses.replace(QUICK.search, ridges=(0.1,), smoothings=(1.0,))
+    recipe = {
+        "default": dataclasses.replace(QUICK, num_steps=steps_taken, search=search),
+        "joint": lore.PublishedJoint(num_steps=steps_taken, prior=None),
+        "alternating": lore.PublishedAlternating(num_steps=steps_taken, prior=None),
+    }[kind]
+    settings = dict(rank=3, key=KEY, recipe=recipe)
+    want, reads = lore.fit(prefs, **settings), []
+
+    class Source(lore.ArraySource):
+        def blocks(self):
+            reads.append(self)
+            yield from np.array_split(self.array, 3)
+
+    source = prefs.replace(features=Source(prefs.features))
+    records = []
+    got = lore.fit(
+        source, **settings, mesh=make_mesh(4), on_progress=records.append, every=3
+    )
+    scale = np.abs(np.asarray(want.model.basis)).max()
+    np.testing.assert_allclose(
+        got.model.basis, want.model.basis, rtol=0, atol=1e-5 * scale
+    )
+    np.testing.assert_allclose(got.weights, want.weights, atol=1e-4)
+    np.testing.assert_allclose(got.history.loss, want.history.loss, rtol=1e-5)
+    if kind != "default":
+        assert len(reads) <= 2 * steps_taken + 4
+    half = records[len(records) // 2]
+    again = lore.fit(source, **settings, mesh=make_mesh(4), resume=half)
+    np.testing.assert_array_equal(again.model.basis, got.model.basis)
+    alone = lore.fit(prefs, **settings, resume=half)
+    np.testing.assert_allclose(
+        alone.model.basis, want.model.basis, rtol=0, atol=1e-5 * scale
+    )
 
 
 def few(kind):

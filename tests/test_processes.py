@@ -98,13 +98,14 @@ def check_saved(path, found):
     [
         "shared",
         pytest.param("named", marks=pytest.mark.slow),
+        pytest.param("source", marks=pytest.mark.slow),
         pytest.param("private", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
         pytest.param("lopsided", marks=pytest.mark.slow),
     ],
 )
 def test_a_fit_of_two_processes_is_that_of_one(tmp_path, kind):
-    """A table sharded over both, rows with names in both, and rows of one's own."""
+    """A table sharded over both, rows with names in both, a table or source of each."""
     found, out = fits(tmp_path, kind)
     records = []
     want = alone(kind, on_progress=records.append)
@@ -173,6 +174,7 @@ def test_both_refuse_what_does_not_go_together():
         "shared users": "user 'ann' is one of processes 0 and 1",
         "no names": "need names: user_ids",
         "nan": "process 1: features must be finite; row 3, column 1 is nan",
+        "source of one": "whether features is a FeatureSource must be the same",
         "record of one": "resume must be the same",
         "axis of one": "process 1: mesh must have the one axis 'users'",
         "sharded by columns": "sharded over its rows only",

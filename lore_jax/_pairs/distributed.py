@@ -14,7 +14,8 @@ import numpy as np
 
 from lore_jax import _processes
 from lore_jax._ids import Ids
-from lore_jax.preferences import Preferences, pairs_of
+from lore_jax._pairs.blocks import take_rows, visit_rows
+from lore_jax.preferences import FeatureSource, Preferences, pairs_of
 
 _EXCHANGED = 1 << 26  # bytes of a shared table that a process sends at a time
 
@@ -27,7 +28,8 @@ class DistributedTable:
       dtype: of the features.
       process: int[U], which process each user belongs to, in the order of all users.
       names: of all users, sorted.
-      table: float[m, D], this process's rows, and others that no pair uses.
+      table: float[m, D] or a source, this process's rows, and others that no pair
+        uses.
       rows: int[n], which of the M rows its users' pairs use, ascending.
       place: int[n], where those stand in `table`.
       owner: int[M], the first process that holds a row.
@@ -47,7 +49,12 @@ class DistributedTable:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Rows that this process holds, float[n, D]."""
-        return np.asarray(self.table[self.place[np.searchsorted(self.rows, rows)]])
+        place, order = np.unique(self.places(rows), return_inverse=True)
+        return take_rows(self.table, place)[order]
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """int[n], where rows that this process holds stand in `table`."""
+        return self.place[np.searchsorted(self.rows, rows)]
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
         """Any rows, float32[n, D], on every process."""
@@ -65,7 +72,7 @@ class DistributedTable:
         def placed(rows):
             if rows is None:
                 return None
-            return self.place[np.searchsorted(self.rows, rows)].astype(np.int32)
+            return self.places(rows).astype(np.int32)
 
         sides = dict(chosen=placed(some.chosen), rejected=placed(some.rejected))
         return some.replace(features=self.table, ids=Ids(some.user_ids, None), **sides)
@@ -83,10 +90,18 @@ class DistributedTable:
     def digest(self) -> int:
         """What `row_digests` gives for all rows together."""
         mine = np.flatnonzero(self.owner[self.rows] == _processes.here())
-        total = 0
-        for start in range(0, len(mine), 1024):
-            rows = self.rows[mine[start : start + 1024]]
-            total += row_digests(rows, self.take(rows))
+        mine = mine[np.argsort(self.place[mine], kind="stable")]
+        place, total = self.place[mine], 0
+
+        def visit(first, block):
+            nonlocal total
+            low, high = np.searchsorted(place, [first, first + len(block)])
+            for start in range(low, high, 1024):  # No copy of the table at once.
+                some = slice(start, min(start + 1024, high))
+                rows = np.asarray(block[place[some] - first])
+                total += row_digests(self.rows[mine[some]], rows)
+
+        visit_rows(self.table, visit)
         parts = _processes.gather_bytes((total % _MODULUS).to_bytes(16, "little"))
         return sum(int.from_bytes(x, "little") for x in parts) % _MODULUS
 
@@ -131,6 +146,9 @@ def gather_pairs(prefs: Preferences) -> Preferences:
                 )
             ],
             "whether features spans processes": _spans(prefs.features),
+            "whether features is a FeatureSource": isinstance(
+                prefs.features, FeatureSource
+            ),
             "the kind of user names": _kind(prefs.user_ids),
             "the kind of item names": _kind(prefs.item_ids),
             "the kind of groups": _kind(prefs.ids and prefs.ids.groups),

@@ -20,11 +20,11 @@ import numpy as np
 from flax import struct
 
 from lore_jax import _processes
-from lore_jax._backend import EXACT, tuning
-from lore_jax._pairs.blocks import visit_rows
+from lore_jax._backend import EXACT
+from lore_jax._pairs.blocks import take_rows
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax.data.splits import connected
-from lore_jax.preferences import FeatureSource, Preferences
+from lore_jax.preferences import Preferences
 
 _SAMPLE_PAIRS = 4096
 
@@ -217,18 +217,7 @@ def gather_rows(features, rows: np.ndarray) -> np.ndarray:
     """Rows of a table or `FeatureSource`, ascending, in one pass: [n, D]."""
     if isinstance(features, DistributedTable):
         return features.gather_rows(rows)
-    if not isinstance(features, FeatureSource):
-        if tuning(features).branches:  # On a CPU no program for every shape.
-            features = np.asarray(features)
-        return np.asarray(features[rows])
-    out = np.empty((len(rows), features.shape[1]), features.dtype)
-
-    def visit(first, block):
-        low, high = np.searchsorted(rows, [first, first + len(block)])
-        out[low:high] = block[rows[low:high] - first]
-
-    visit_rows(features, visit)
-    return out
+    return take_rows(features, rows)
 
 
 def _parts(coordinates: Coordinates):

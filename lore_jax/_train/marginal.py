@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from lore_jax._backend import EXACT, cpu_branch, tuning
-from lore_jax._mesh import AXIS, Exchange, Partition, first
+from lore_jax._mesh import AXIS, Exchange, MeshSource, Partition, first
 from lore_jax._pairs.pack import Bucket, Pairs, count_users, make_buckets
 from lore_jax._pairs.row_sums import (
     PairIndex,
@@ -157,7 +157,7 @@ def make_problem(
 
 
 def make_mesh_problem(
-    features: jax.Array,
+    features: jax.Array | MeshSource,
     pairs: Pairs,
     atoms: jax.Array,
     base: jax.Array,
@@ -167,7 +167,7 @@ def make_mesh_problem(
     """`make_problem` in parts, one per device.
 
     Args:
-      features: float[devices, m, D], of `Partition.table`.
+      features: float[devices, m, D] or a source, of `Partition.table`.
       pairs: all pairs of a training, of all devices.
       atoms: float[A, K].
       base: float[A].
@@ -190,7 +190,8 @@ def make_mesh_problem(
             strict=True,
         )
     ]
-    return partition.stack(parts).replace(features=features, **whole)
+    held = None if isinstance(features, MeshSource) else features
+    return partition.stack(parts).replace(features=held, **whole)
 
 
 def init(

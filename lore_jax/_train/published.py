@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from lore_jax._backend import cpu_branch, tuning
 from lore_jax._equations import cosine_anchor, l2_anchor, pair_coefficients, pair_loss
-from lore_jax._mesh import AXIS, Exchange, Partition, first
+from lore_jax._mesh import AXIS, Exchange, MeshSource, Partition, first
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import pack
 from lore_jax._pairs.row_sums import (
@@ -197,8 +197,10 @@ def make_mesh_problem(
         share = padded(coefficients[keep]).astype(dtype)
         parts.append(PublishedProblem(own, None, rows, by_user, share, exchange))  # pyright: ignore[reportArgumentType]
     whole = partition.stack(parts)
-    problem = whole._replace(prefs=whole.prefs.replace(features=table), anchor=anchor)
-    return problem, OnMesh(partition)
+    source = table if isinstance(table, MeshSource) else None
+    held = None if source is not None else table
+    problem = whole._replace(prefs=whole.prefs.replace(features=held), anchor=anchor)
+    return problem, OnMesh(partition, source)
 
 
 class OnMesh(NamedTuple):
@@ -206,9 +208,11 @@ class OnMesh(NamedTuple):
 
     Attributes:
       partition: of the users.
+      source: where the table is read in blocks, or None.
     """
 
     partition: Partition
+    source: MeshSource | None
 
     def part(self, state: PublishedState) -> PublishedState:
         """Users' arrays [U, K] in parts."""

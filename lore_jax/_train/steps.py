@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from lore_jax import _equations
 from lore_jax._backend import check_stopped, wait_for
-from lore_jax._mesh import on_devices, replicated, sum_over_devices
+from lore_jax._mesh import AXIS, first, on_devices, replicated, sum_over_devices
 from lore_jax._pairs.blocks import back_project_rows, project_rows
 from lore_jax.results import Metrics
 
@@ -55,18 +55,23 @@ def step(
     proj, pullback = jax.vjp(
         functools.partial(_equations.product, problem.features), basis
     )
-    exchange = problem.exchange  # of rows that several devices of a mesh use
-    if exchange is not None:
-        proj = exchange.gather(proj)
-    slopes, sums, own = steps.slopes(proj, state, problem)
-    if exchange is not None:
-        slopes = exchange.sum(slopes)
+    slopes, sums, own = _exchanged(steps, proj, state, problem)
     # A transpose left of slopes would change the form of the product.
     slopes = lax.optimization_barrier(slopes)
     slope = pullback(slopes)[0]
     if reduce is not None:
         slope, sums = reduce((slope, sums))
     return steps.update(slope, sums, own, state, problem)
+
+
+def _exchanged(steps: Steps, proj, state, problem):
+    """`Steps.slopes`, with rows that several devices of a mesh use."""
+    if problem.exchange is not None:
+        proj = problem.exchange.gather(proj)
+    slopes, sums, own = steps.slopes(proj, state, problem)
+    if problem.exchange is not None:
+        slopes = problem.exchange.sum(slopes)
+    return slopes, sums, own
 
 
 @functools.cache
@@ -185,6 +190,65 @@ def _update(slope, sums, own, state, problem, *, steps):
     return steps.update(slope, sums, own, state, problem)
 
 
+def run_blocks_on_mesh(
+    state, problem, source, *, steps: Steps, num_steps: int, mesh: Mesh
+) -> tuple[Any, Metrics]:
+    """`run_blocks` on the devices of a mesh; each process reads its own source.
+
+    Args:
+      state: consumed (donated).
+      problem: as in `run_on_mesh`; its `features` are None.
+      source: a `MeshSource`.
+      steps: what a step is.
+      num_steps: at least 1.
+      mesh: of `_mesh.check_mesh`.
+    """
+    history, kinds = [], dict(steps=steps, mesh=mesh)
+    for _ in range(num_steps):
+        basis = _basis_on_mesh(state, problem, **kinds)
+        proj = source.project(basis)
+        slopes, *between = _slopes_on_mesh(proj, state, problem, **kinds)
+        slope = replicated(source.back_project(slopes), mesh)
+        state, metrics = _update_on_mesh(slope, *between, state, problem, **kinds)
+        history.append(metrics)
+    return state, jax.tree.map(lambda *x: np.stack([*map(np.asarray, x)]), *history)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "mesh"))
+def _basis_on_mesh(state, problem, *, steps, mesh):
+    def local(state, problem):
+        return steps.basis(problem.own_state(state), problem.local())
+
+    specs = problem.state_specs(state), problem.specs()
+    return on_devices(local, mesh, specs, P())(state, problem)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "mesh"))
+def _slopes_on_mesh(proj, state, problem, *, steps, mesh):
+    def local(proj, state, problem):
+        given = problem.own_state(state), problem.local()
+        slopes, sums, own = _exchanged(steps, proj[0], *given)
+        parts = jax.tree.map(lambda x: x[None], (slopes, own))
+        return parts[0], sum_over_devices(sums), parts[1]
+
+    specs = P(AXIS), problem.state_specs(state), problem.specs()
+    out = P(AXIS), P(), P(AXIS)
+    return on_devices(local, mesh, specs, out)(proj, state, problem)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "mesh"), donate_argnames="state")
+def _update_on_mesh(slope, sums, own, state, problem, *, steps, mesh):
+    def local(slope, sums, own, state, problem):
+        given = problem.own_state(state), problem.local()
+        state, metrics = steps.update(slope, sums, first(own), *given)
+        return given[1].part_of_state(state), metrics
+
+    states = problem.state_specs(state)
+    specs = P(), P(), P(AXIS), states, problem.specs()
+    call = on_devices(local, mesh, specs, (states, P()))
+    return call(slope, sums, own, state, problem)
+
+
 def train(
     state,
     problem,
@@ -223,17 +287,17 @@ def train(
     while done < num_steps or not parts:
         check_stopped()
         length = min(every, num_steps - done)
-        if mesh is not None:
-            program = functools.partial(run_on_mesh, steps=steps, mesh=mesh)
-            state, part = wait_for(program(state, problem, num_steps=length))
-        elif source is None:
-            state, part = wait_for(run(state, problem, steps=steps, num_steps=length))
-        elif length:
-            state, part = run_blocks(
-                state, problem, source, steps=steps, num_steps=length
-            )
-        else:
+        kinds: dict = dict(steps=steps, num_steps=length)
+        if source is not None and not length:
             part = Metrics(*(jnp.zeros(0),) * 3)
+        elif source is not None and mesh is not None:
+            state, part = run_blocks_on_mesh(state, problem, source, mesh=mesh, **kinds)
+        elif source is not None:
+            state, part = run_blocks(state, problem, source, **kinds)
+        elif mesh is not None:
+            state, part = wait_for(run_on_mesh(state, problem, mesh=mesh, **kinds))
+        else:
+            state, part = wait_for(run(state, problem, **kinds))
         parts.append(part)
         done += length
         if after is not None:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from lore_jax import _processes
 from lore_jax._backend import on_threads, tuning
-from lore_jax._mesh import Partition
+from lore_jax._mesh import MeshSource, Partition
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import pack
 from lore_jax._pairs.row_sums import count_sides
@@ -106,15 +106,18 @@ class CandidateTrainer:
         sides = prefs.chosen, prefs.rejected
         self.side_counts = count_sides(*sides, prefs.features.shape[0])
         self.features: Any = prefs.features
-        self.from_source = isinstance(prefs.features, FeatureSource)
+        self.source: Any = None
+        if isinstance(prefs.features, FeatureSource):
+            self.source = prefs.features
         # A record holds one training at a time, memory one block of a source; and two
         # programs of a mesh at once would wait for each other.
-        self.at_once = not (run.recorded or self.from_source or mesh is not None)
+        self.at_once = not (run.recorded or self.source is not None or mesh is not None)
         if mesh is not None:
             table = prefs.features
             process = table.process if isinstance(table, DistributedTable) else None
             self.partition = Partition(mesh, pack(prefs), table.shape[0], process)
             self.table = self.partition.table(table)
+            self.source = self.table if isinstance(self.table, MeshSource) else None
         self.recipe, self.init, self.run = recipe, init, run
         self.optimiser = marginal.make_optimiser(recipe.learning_rate, recipe.num_steps)
         self.steps = marginal.make_steps(self.optimiser)
@@ -194,7 +197,7 @@ class CandidateTrainer:
             inputs,
             steps=one_step,
             num_steps=steps if num_steps is None else num_steps,
-            source=self.features if self.from_source else None,
+            source=self.source,
             mesh=self.mesh,
             keep=_snapshot if snapshots else None,
             pace=stride(steps),
