@@ -76,12 +76,13 @@ def fit(
       every: default a tenth of the steps.
       resume: a `Progress` of the same fit: what it had done is not done again.
       mesh: devices that train together, `jax.make_mesh((n,), ("users",))`. Users are
-        partitioned over them, with the rows of their pairs. A table in memory and
-        rank 1 or more only. Where it has the devices of several processes, each of
-        them passes its own users, by name, and either its own table or one array that
-        is sharded over all of them by rows. Every process gets the same model, and
-        the weights of its own users in the order of their names.
-      progress: shows a bar with the stage and an estimate of the time; needs tqdm.
+        partitioned over them, with the rows of their pairs. Rank 1 or more only.
+        Where it has the devices of several processes, each of them passes its own
+        users, by name, and either its own table or source, or one array that is
+        sharded over all of them by rows. Every process gets the same model, and the
+        weights of its own users in the order of their names.
+      progress: shows a bar with the stage and an estimate of the time, of several
+        processes on the first; needs tqdm.
 
     Returns:
       `Fitted`. Its basis applies to raw features.
@@ -123,7 +124,8 @@ def fit(
         check()
     if mesh is not None:
         mesh = check_mesh(mesh)
-    bar = _make_bar(recipe) if progress and rank != 0 else None
+    shown = not _processes.spans(mesh) or _processes.here() == 0
+    bar = _make_bar(recipe, shown) if progress and rank != 0 else None
     run = _make_run(prefs, key, settings, on_progress, every, resume, bar)
     if rank == 0:
         return _anchor_alone(prefs, anchor, recipe)
@@ -281,12 +283,12 @@ def _check_mesh_fit(prefs: Preferences, rank) -> None:
         raise ValueError("mesh trains at rank 1 or more; rank 0 trains nothing")
 
 
-def _make_bar(recipe: Recipe) -> Bar:
+def _make_bar(recipe: Recipe, shown: bool) -> Bar:
     trainings = 1
     if isinstance(recipe, Marginal):
         both = 2 if recipe.search.holdout == "both" else 1
         trainings = expected_trainings(both, recipe.num_starts)
-    return Bar(recipe.num_steps, trainings)
+    return Bar(recipe.num_steps, trainings, shown)
 
 
 def _check_rank(rank, recipe: Recipe, init) -> None:

@@ -161,7 +161,7 @@ def test_both_refuse_what_does_not_go_together():
     for status, out, error in run("mesh_refusals.py", [(port, 0), (port, 1)]):
         assert status == 0, error[-2000:]
         said.append(lines_of(out))
-    assert len(said[0]) == 21
+    assert len(said[0]) == 22
     ended = [one.pop("a callback that raises on one") for one in said]
     assert ended[0] == "RuntimeError: process 1 ended: RuntimeError: enough"
     assert ended[1] == "RuntimeError: enough"
@@ -175,6 +175,7 @@ def test_both_refuse_what_does_not_go_together():
         "no names": "need names: user_ids",
         "nan": "process 1: features must be finite; row 3, column 1 is nan",
         "source of one": "whether features is a FeatureSource must be the same",
+        "an item with two rows": "has others in processes 0 and 1",
         "record of one": "resume must be the same",
         "axis of one": "process 1: mesh must have the one axis 'users'",
         "sharded by columns": "sharded over its rows only",

@@ -89,21 +89,35 @@ class DistributedTable:
 
     def digest(self) -> int:
         """What `row_digests` gives for all rows together."""
-        mine = np.flatnonzero(self.owner[self.rows] == _processes.here())
-        mine = mine[np.argsort(self.place[mine], kind="stable")]
-        place, total = self.place[mine], 0
+        total = 0
 
-        def visit(first, block):
+        def add(numbers, rows):
             nonlocal total
-            low, high = np.searchsorted(place, [first, first + len(block)])
-            for start in range(low, high, 1024):  # No copy of the table at once.
-                some = slice(start, min(start + 1024, high))
-                rows = np.asarray(block[place[some] - first])
-                total += row_digests(self.rows[mine[some]], rows)
+            total += row_digests(numbers, rows)
 
-        visit_rows(self.table, visit)
+        self.visit(self.owner[self.rows] == _processes.here(), add)
         parts = _processes.gather_bytes((total % _MODULUS).to_bytes(16, "little"))
         return sum(int.from_bytes(x, "little") for x in parts) % _MODULUS
+
+    def visit(self, some: np.ndarray, function: Any) -> None:
+        """`function` of (numbers, rows) of some of the rows held here, in pieces.
+
+        Args:
+          some: bool[n], which.
+          function: takes int[k] and float[k, D].
+        """
+        mine = np.flatnonzero(some)
+        mine = mine[np.argsort(self.place[mine], kind="stable")]
+        place = self.place[mine]
+
+        def pieces(first, block):
+            low, high = np.searchsorted(place, [first, first + len(block)])
+            for start in range(low, high, 1024):  # No copy of the table at once.
+                one = slice(start, min(start + 1024, high))
+                rows = np.asarray(block[place[one] - first])
+                function(self.rows[mine[one]], rows)
+
+        visit_rows(self.table, pieces)
 
     def mine(self, prefs: Preferences) -> np.ndarray:
         """bool[U], which users of `prefs` belong to this process."""
@@ -169,7 +183,45 @@ def gather_pairs(prefs: Preferences) -> Preferences:
     order = np.argsort(codes[mine])
     held = codes[mine][order], place[order]
     features = DistributedTable(table, *held, owner, process, names)
+    if rows is not None:
+        _check_shared_rows(features, codes, rows)
     return _joined(parts, codes, names, rows, features)
+
+
+def _check_shared_rows(table: DistributedTable, codes, names: np.ndarray) -> None:
+    """Raises on every process where an item has other features in another one."""
+    held = [np.unique(code) for code in codes]
+    shared = np.bincount(np.concatenate(held), minlength=len(names)) > 1
+    numbers: list[np.ndarray] = [np.zeros(0, np.int64)]
+    digests: list[bytes] = []
+
+    def add(some, rows):
+        numbers.append(some)
+        rows = np.ascontiguousarray(rows)
+        digests.extend(
+            hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows
+        )
+
+    if shared.any():
+        table.visit(shared[table.rows], add)
+    part = {
+        "row": np.concatenate(numbers).astype(np.int64),
+        "digest": np.frombuffer(b"".join(digests), np.uint64),
+    }
+    parts = _processes.gather_arrays(part)
+    row = np.concatenate([x["row"] for x in parts])
+    digest = np.concatenate([x["digest"] for x in parts])
+    process = np.repeat(np.arange(len(parts)), [len(x["row"]) for x in parts])
+    order = np.argsort(row, kind="stable")
+    row, digest, process = row[order], digest[order], process[order]
+    other = np.flatnonzero((row[1:] == row[:-1]) & (digest[1:] != digest[:-1]))
+    if other.size:
+        at = other[0]
+        raise ValueError(
+            "an item must have the same features in every process; item "
+            f"{names[row[at]].item()!r} has others in processes {process[at]} and "
+            f"{process[at + 1]}"
+        )
 
 
 def _spans(features) -> bool:

@@ -12,8 +12,8 @@ class Bar:
     Candidates train in threads, so that updates take turns.
     """
 
-    def __init__(self, num_steps: int, trainings: int):
-        """Opens the bar.
+    def __init__(self, num_steps: int, trainings: int, shown: bool = True):
+        """Opens the bar; one that is not shown counts nothing.
 
         Raises:
           ImportError: tqdm is not installed.
@@ -26,7 +26,11 @@ class Bar:
             ) from error
         self._turn = threading.Lock()
         self._bar: Any = tqdm(
-            total=num_steps * trainings, desc="fit", unit="step", mininterval=0.2
+            total=num_steps * trainings,
+            desc="fit",
+            unit="step",
+            mininterval=0.2,
+            disable=not shown,
         )
 
     def __call__(self, name: str, steps: int) -> None:
