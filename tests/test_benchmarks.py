@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import measure
+from benchmarks import measure, step_bytes
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +140,15 @@ def test_pytorch_is_timed_beside_it(tmp_path):
     [row] = [x for x in rows if "ratio_over_torch" in x]
     assert row["ratio_over_torch"] > 0
     assert "the compiled PyTorch step" in path.with_suffix(".md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_bytes_of_a_step_are_counted():
+    shape = dict(M=64, N=200, D=32, K=3, U=8)
+    for name, found in step_bytes.count(**shape).items():
+        assert found["table"] == 2 * 4 * 64 * 32
+        assert not {"scatter", "sort"} & found.keys()
+        # Each of the 200 pairs gathers two rows of 3 rewards, and is gathered twice.
+        assert found["gather"] >= 4 * 2 * 200 * 3 * 4, name
+    more = step_bytes.count(**shape | {"N": 2000})
+    assert more["default"]["dot_general"] > 5 * found["dot_general"]
