@@ -141,8 +141,8 @@ def test_the_posterior_over_atoms_is_calibrated(rank):
         prefs = ragged(z)
         share = np.empty((num, 60))
         for chunk, moments in iterate_moments(checked_pairs(model, prefs), prior, 1.0):
-            probability = np.asarray(moments.probability)
-            share[chunk.users] = probability[: len(chunk.users)]
+            found = np.asarray(moments.probability)
+            share[chunk.users] = found[: len(chunk.users)]
         new = rng.normal(size=(num, rank))
         margins = new @ atoms.T
         own = margins[np.arange(num), true][:, None]
