@@ -194,14 +194,13 @@ class Partition:
         shards = []
         for at in self.here:
             used = self.parts[at].rows
-            rows = np.zeros((self.num_rows_each, features.shape[1]), features.dtype)
-            rows[: len(used)] = (
-                features.take(used)
-                if isinstance(features, DistributedTable)
-                else np.asarray(features[used])
+            rows = np.zeros((1, self.num_rows_each, features.shape[1]), features.dtype)
+            rows[0, : len(used)] = (
+                features.take(used) if distributed else np.asarray(features[used])
             )
-            shards.append(rows)
-        return self.on_devices(shards)
+            shards.append(jax.device_put(rows, self.mesh.devices.flat[at]))
+            del rows  # One part at a time is on the host.
+        return self._joined(shards)
 
     def pairs(self, pairs: Pairs) -> list[Pairs]:
         """The pairs of each device of this process, padded with users without any."""
@@ -263,6 +262,9 @@ class Partition:
             jax.device_put(np.asarray(array)[None], self.mesh.devices.flat[at])
             for at, array in zip(self.here, arrays, strict=True)
         ]
+        return self._joined(shards)
+
+    def _joined(self, shards: list) -> jax.Array:
         shape = (self.mesh.devices.size, *shards[0].shape[1:])
         sharding = NamedSharding(self.mesh, P(AXIS))
         return jax.make_array_from_single_device_arrays(shape, sharding, shards)

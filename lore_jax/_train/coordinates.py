@@ -12,6 +12,7 @@ a row is, where M ≤ D. Rows that no pair uses have no part in it.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,8 @@ from lore_jax.preferences import Preferences
 _SAMPLE_PAIRS = 4096
 
 _SAMPLE_CELLS = 1 << 27  # features of the rows that the spectrum is measured on
+
+_BLOCK = 8192  # rows
 
 _LEADING = 128
 
@@ -112,8 +115,9 @@ def measure(prefs: Preferences) -> Spectrum | None:
 
 def _decompose(table, label, pairs, num_rows: int) -> Spectrum | None:
     """`measure` of sampled rows, their components and differences of pairs."""
-    scale = max(float(np.abs(table).max(initial=0)), _TINY)
-    centred, pairs = _centred(table / scale, label), pairs / scale
+    scale = max(float(table.max(initial=0)), -float(table.min(initial=0)), _TINY)
+    table /= scale  # It is a copy, and in place there need be no other.
+    centred, pairs = _centred(table, label), pairs / scale
     sampled = len(table) < num_rows
     exact = min(table.shape) <= EXACT_UP_TO and not sampled
     found = (_decomposed if exact else _leading)(centred)
@@ -124,7 +128,7 @@ def _decompose(table, label, pairs, num_rows: int) -> Spectrum | None:
     if exact:
         mean, tail, rest, span = variances.mean(), None, 0.0, None
     else:
-        total = np.square(centred, dtype=np.float64).sum()
+        total = sum(np.square(x, dtype=np.float64).sum() for x in _blocks(centred))
         most = min(table.shape)
         left = max(total - variances.sum(), 0.0) / max(most - len(variances), 1)
         mean = total / most
@@ -132,7 +136,7 @@ def _decompose(table, label, pairs, num_rows: int) -> Spectrum | None:
         norms = np.square(pairs, dtype=np.float64).sum(1)
         rest = max(float(norms.mean() - moments.sum()), 0.0)
         narrow = not sampled and num_rows <= table.shape[1]
-        span = _orthonormal(table / scale, label) if narrow else None
+        span = _orthonormal(centred, label) if narrow else None
     return Spectrum(
         directions.astype(np.float32),
         variances / mean,
@@ -257,7 +261,8 @@ def _sampled_rows(features, rows, sides) -> tuple[np.ndarray, np.ndarray | None]
         label = (
             None if label is None else np.unique(label[some], return_inverse=True)[1]
         )
-    return gather_rows(features, rows).astype(np.float32), label
+    table = np.asarray(gather_rows(features, rows), np.float32)
+    return table if table.flags.writeable else table.copy(), label
 
 
 def _sampled_differences(prefs: Preferences, rows, sides) -> np.ndarray:
@@ -272,20 +277,35 @@ def _sampled_differences(prefs: Preferences, rows, sides) -> np.ndarray:
 
 
 def _centred(table: np.ndarray, label: np.ndarray | None) -> np.ndarray:
-    """Rows minus the mean of their component."""
+    """Rows minus the mean of their component, in place."""
     if label is None:
         return table
     mean = np.zeros((label.max() + 1, table.shape[1]))
     np.add.at(mean, label, table)
     mean /= np.bincount(label)[:, None]
-    return table - mean[label].astype(np.float32)
+    for block, of in zip(_blocks(table), _blocks(label), strict=True):
+        block -= mean[of].astype(np.float32)
+    return table
+
+
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of a few rows each: what is made of them is small."""
+    for start in range(0, len(array), _BLOCK):
+        yield array[start : start + _BLOCK]
 
 
 def _decomposed(table: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """(s² float64[R], Q float64[D, R]) from the smaller Gram matrix."""
     wide = table.shape[0] < table.shape[1]
-    table = table.astype(np.float64)
-    values, vectors = np.linalg.eigh(table @ table.T if wide else table.T @ table)
+    if wide:
+        table = table.astype(np.float64)
+        gram = table @ table.T
+    else:
+        gram = np.zeros((table.shape[1], table.shape[1]))
+        for block in _blocks(table):
+            block = block.astype(np.float64)
+            gram += block.T @ block
+    values, vectors = np.linalg.eigh(gram)
     kept = values > _LEAST * max(values[-1], 0)
     if not kept.any():
         return None
