@@ -180,8 +180,7 @@ class CandidateTrainer:
     ) -> list[Trained]:
         """Trains up to `room` side by side."""
         made = [self._prepared(x) for x in some]
-        names = [f"{x.name} {x.candidate._asdict()} {x.start}" for x in some]
-        steps, count = self.recipe.num_steps, len(some)
+        steps, count, one = self.recipe.num_steps, len(some), some[0]
         state, inputs = made[0]
         one_step = self.steps
         if count > 1:
@@ -192,7 +191,7 @@ class CandidateTrainer:
             inputs = marginal.stack(problems, self.mesh is not None)
             one_step = side_by_side(self.steps, len(made))
         found: Any = self.run.train(
-            names[0],
+            f"{one.name} {one.candidate._asdict()} {one.start}",
             state,
             inputs,
             steps=one_step,
