@@ -234,6 +234,13 @@ def test_a_device_may_have_no_user(kind):
         )
 
 
+def test_no_device_needs_room_for_the_whole_table(monkeypatch):
+    monkeypatch.setattr("lore_jax._train.recipe.aligned_rows", None)
+    search = lore.Search(ridges=(0.1,), smoothings=(1.0,), temperings=(0.4,))
+    short = lore.Marginal(num_steps=4, num_starts=1, search=search)
+    lore.fit(few("plain"), rank=2, key=KEY, recipe=short, mesh=make_mesh(4))
+
+
 def program(prefs, rank, size, num_steps=3):
     """The compiled steps on a mesh, and what they get."""
     mesh = _mesh.check_mesh(make_mesh(size))

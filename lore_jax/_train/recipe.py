@@ -44,7 +44,9 @@ def fit_marginal(
     distributed = isinstance(table, DistributedTable)
     if not distributed:
         prefs = without_unused_rows(prefs)
-        if not isinstance(prefs.features, FeatureSource):  # One copy for all.
+        # One copy for all; of several devices none need have room for the table.
+        alone = mesh is None or mesh.devices.size == 1
+        if alone and not isinstance(prefs.features, FeatureSource):
             prefs = prefs.replace(features=aligned_rows(prefs.features))
     train = CandidateTrainer(prefs, (key_atoms, key_start), recipe, init, run, mesh)
     if not run.choice:
