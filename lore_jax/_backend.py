@@ -64,8 +64,8 @@ class Tuning(NamedTuple):
       keeps_results: whether results of users stay where they are made (`_pairs.rows`).
       threads: chunks that are worked on at once.
       columns_at_once: columns of V that share one read of the table in training. 40
-        take an H100 twice as long as 5: 8 trainings in the time of 2. A CPU computes
-        longer than it reads from 8 columns on.
+        take an H100 twice as long as 5: 8 trainings in the time of 2. On a CPU a
+        product of more than 8 columns is bound by arithmetic.
     """
 
     product_columns: tuple[int, ...]

@@ -227,10 +227,15 @@ class Partition:
 
     def user_parts(self, values: np.ndarray) -> jax.Array:
         """Values [U, …] of all users as [devices, n, …], padded with zeros."""
+        users = [self.parts[at].users for at in self.here]
+        return self.padded_parts(values, users, self.num_users)
+
+    def padded_parts(self, values: np.ndarray, places, size: int) -> jax.Array:
+        """Values at the places of each device of this process: [devices, size, …]."""
         parts = []
-        for users in (self.parts[at].users for at in self.here):
-            part = np.zeros((self.num_users, *values.shape[1:]), values.dtype)
-            part[: len(users)] = values[users]
+        for place in places:
+            part = np.zeros((size, *values.shape[1:]), values.dtype)
+            part[: len(place)] = values[place]
             parts.append(part)
         return self.on_devices(parts)
 
@@ -288,12 +293,8 @@ class MeshSource:
     def project(self, basis: jax.Array) -> jax.Array:
         """Features · V, float[devices, m, K]: one read of each source."""
         proj = np.asarray(project_rows(self._source, np.asarray(basis)))
-        parts = []
-        for at in self._partition.here.tolist():
-            part = np.zeros((self.shape[1], proj.shape[1]), proj.dtype)
-            part[: len(self._places[at])] = proj[self._places[at]]
-            parts.append(part)
-        return self._partition.on_devices(parts)
+        places = [self._places[at] for at in self._partition.here.tolist()]
+        return self._partition.padded_parts(proj, places, self.shape[1])
 
     def back_project(self, slopes: jax.Array) -> np.ndarray:
         """Featuresᵀ · G of the rows of all processes, float[D, K]: one read of each."""

@@ -207,9 +207,9 @@ FIRST = Candidate(rank=2, smoothing=np.inf, ridge=0.3, tempering=0.4)
 class Plain:
     """A trainer that trains nothing; the loss of a candidate is a function of it."""
 
-    def __init__(self, loss, num_users=20, room=1):
+    def __init__(self, loss, num_users=20, at_once=1):
         self.loss, self.num_users, self.tried = loss, num_users, []
-        self.space, self.trained = room, []
+        self.most, self.trained = at_once, []
 
     def __call__(self, trainings, **settings):
         """Snapshots of one step."""
@@ -217,8 +217,8 @@ class Plain:
         trail = np.zeros((1, 1)), np.zeros((1, 1))
         yield from (Trained(None, None, trail) for _ in trainings)
 
-    def room(self, rank):
-        return self.space
+    def most_at_once(self, rank):
+        return self.most
 
     def first(self, rank):
         return FIRST._replace(rank=rank)
@@ -228,9 +228,9 @@ class Plain:
         return np.full((1, self.num_users), self.loss(name, candidate))
 
 
-def make_search(monkeypatch, loss, room=1):
+def make_search(monkeypatch, loss, at_once=1):
     """`Losses` on both hold-outs, which are `loss(name, candidate)`."""
-    train = Plain(loss, room=room)
+    train = Plain(loss, at_once=at_once)
     monkeypatch.setattr(search.Losses, "_curve", lambda self, *x: train.curve(*x))
     split = types.SimpleNamespace(training=None)
     holdouts = dict.fromkeys(("judgements", "items"), split)
@@ -259,7 +259,7 @@ def test_the_search_finds_the_best_of_a_smooth_loss(monkeypatch, best):
     assert len(set(tried)) == len(tried)  # Each candidate once.
     every = 3 * len(GRIDS.smoothings) * len(GRIDS.ridges) * len(GRIDS.temperings)
     assert len(tried) / 2 < every / 6
-    ahead, _ = make_search(monkeypatch, loss, room=8)
+    ahead, _ = make_search(monkeypatch, loss, at_once=8)
     assert search.select(ahead, (1, 2, 5), GRIDS) == found
     assert ahead.run.rows == made.run.rows  # What nothing asked for counts nowhere.
     assert sum(map(bool, ahead.train.trained)) < len(tried) / 2

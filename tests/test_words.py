@@ -18,7 +18,7 @@ OLD = {
     r"\bMixture\(|\bmixture_of\b": "PosteriorMoments",
     r"\breference (head|config|recipe|form)": "base reward head, published",
     r"\breference_(joint|alternating)\b": "Published…",
-    r"\bsized\(|\bapart\(|\btwice_over\b|\b_room\b": "tuning, cpu_branch, …",
+    r"\bsized\(|\bapart\(|\btwice_over\b|\b_?room\b": "tuning, capacity, …",
     r"\bFAST\b|\bCAREFUL\b|\bcareful (solver|one)\b|\bfast solver\b": "primal_dual, …",
     r"\brows_of\b|\bknown_of\b|\blikeliest\b|\bsomeone_else\b|\bAlone\b": "see STYLE",
     r"\bsurely\b": "by two standard errors",

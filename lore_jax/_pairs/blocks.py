@@ -33,16 +33,18 @@ def visit_rows(features, visit: Callable[[int, np.ndarray], None]) -> None:
 
 
 def take_rows(features, rows: np.ndarray) -> np.ndarray:
-    """Rows of a table or `FeatureSource`, ascending, in one pass: [n, D]."""
+    """Rows of a table or `FeatureSource`, in any order, in one pass: [n, D]."""
     if not isinstance(features, FeatureSource):
         if tuning(features).branches:  # On a CPU no program for every shape.
             features = np.asarray(features)
         return np.asarray(features[rows])
     out = np.empty((len(rows), features.shape[1]), features.dtype)
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
 
     def visit(first, block):
-        low, high = np.searchsorted(rows, [first, first + len(block)])
-        out[low:high] = block[rows[low:high] - first]
+        low, high = np.searchsorted(ascending, [first, first + len(block)])
+        out[order[low:high]] = block[ascending[low:high] - first]
 
     visit_rows(features, visit)
     return out

@@ -49,8 +49,7 @@ class DistributedTable:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Rows that this process holds, float[n, D]."""
-        place, order = np.unique(self.places(rows), return_inverse=True)
-        return take_rows(self.table, place)[order]
+        return take_rows(self.table, self.places(rows))
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """int[n], where rows that this process holds stand in `table`."""
@@ -59,7 +58,7 @@ class DistributedTable:
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
         """Any rows, float32[n, D], on every process."""
         mine = np.flatnonzero(self.owner[rows] == _processes.here())
-        part = {"at": mine, "rows": self.take(rows[mine]).astype(np.float32)}
+        part = {"at": mine, "rows": np.asarray(self.take(rows[mine]), np.float32)}
         out = np.empty((len(rows), self.shape[1]), np.float32)
         for found in _processes.gather_arrays(part):
             out[found["at"]] = found["rows"]
@@ -70,9 +69,7 @@ class DistributedTable:
         some = pairs_of(prefs, np.flatnonzero(self.mine(prefs)))
 
         def placed(rows):
-            if rows is None:
-                return None
-            return self.places(rows).astype(np.int32)
+            return None if rows is None else self.places(rows).astype(np.int32)
 
         sides = dict(chosen=placed(some.chosen), rejected=placed(some.rejected))
         return some.replace(features=self.table, ids=Ids(some.user_ids, None), **sides)

@@ -227,11 +227,9 @@ def bucket_lengths(capacity: np.ndarray) -> list[int]:
     Args:
       capacity: int[U], the most pairs that every user may have.
     """
-    longest, ladder = int(capacity.max(initial=0)), [3, 5]
-    while ladder[-1] < longest:
-        ladder.append(ladder[-1] * 2)
+    longest = int(capacity.max(initial=0))
     lengths = [longest] * (longest > 0)
-    for length in reversed([x for x in ladder if x < longest]):
+    for length in reversed([x for x in ladder([3, 5], 2, longest) if x < longest]):
         between = ((capacity > length) & (capacity <= lengths[-1])).any()
         saved = ((capacity > 0) & (capacity <= length)).sum() * (lengths[-1] - length)
         if not between:

@@ -1,7 +1,7 @@
-"""Arrays of all users, or of all pairs, that chunks of users fill in.
+"""Arrays of all users that are written chunk by chunk.
 
-On the host they are NumPy's. On an accelerator they stay there: chunks are sent off one
-after another and nothing waits for them, so that a million users cost no copy.
+On a CPU they are NumPy arrays. On an accelerator they are device arrays: the programs
+of all chunks are queued without waiting, and no result is copied to the host.
 """
 
 import functools

@@ -44,7 +44,7 @@ def fit_marginal(
     distributed = isinstance(table, DistributedTable)
     if not distributed:
         prefs = without_unused_rows(prefs)
-        # One copy for all; of several devices none need have room for the table.
+        # One copy for all candidates. With several devices none holds the whole table.
         alone = mesh is None or mesh.devices.size == 1
         if alone and not isinstance(prefs.features, FeatureSource):
             prefs = prefs.replace(features=aligned_rows(prefs.features))

@@ -32,7 +32,7 @@ class Losses:
         self.known = {_key(row): x for row, x in zip(run.rows, run.losses)}
         self.num_known = len(run.rows)
         self.trails: dict[tuple, tuple] = {}
-        self.ahead: dict[tuple, tuple] = {}  # trails of what nothing asked for yet
+        self.ahead: dict[tuple, tuple] = {}  # trails of candidates not compared yet
         for row, i in run.kept():
             self.trails[_key(row)] = run.best[2 * i], run.best[2 * i + 1]
 
@@ -52,10 +52,10 @@ class Losses:
         ]
 
     def prepare(self, candidates: Sequence[Candidate]) -> None:
-        """Trains those that may be asked for next, as many as share a read.
+        """Trains likely next candidates, as many as share a read of the table.
 
-        Their global models come first, which `scales_of` asks for. Nothing is chosen
-        differently: what is never asked for counts nowhere.
+        Global models come first, because `scales_of` needs them. A loss enters the
+        record only when its candidate is compared, so that choices do not change.
         """
         for some in (self._lines(candidates), candidates):
             new = [
@@ -64,9 +64,9 @@ class Losses:
                 for name in self.holdouts
                 if (name, x) not in self.known and (name, x) not in self.ahead
             ]
-            room = self.train.room(some[0].rank) if new else 1
-            if room > 1:
-                self.ahead |= zip(new[:room], self._trails(new[:room]))
+            most = self.train.most_at_once(some[0].rank) if new else 1
+            if most > 1:
+                self.ahead |= zip(new[:most], self._trails(new[:most]))
 
     def scales_of(self, candidate: Candidate) -> np.ndarray:
         """float[H], the log-loss of the global model on each hold-out.
@@ -169,7 +169,7 @@ class Losses:
             yield self.ahead.pop(pair, None) or next(trained).trail
 
     def _learn(self, name: str, candidate: Candidate, trail: tuple) -> None:
-        """What a candidate lost on a hold-out, into the record."""
+        """Adds the losses of a candidate on a hold-out to the record."""
         (loss,) = self._curve(name, candidate, [array[-1:] for array in trail])
         self.known[name, candidate] = loss
         self.trails[name, candidate] = trail
@@ -178,7 +178,7 @@ class Losses:
         self._record()
 
     def _lines(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The global models with their ε and λ, whose losses `scales_of` asks for."""
+        """Global models with the ε and λ of the candidates, for `scales_of`."""
         if self.line is None or len(self.scales) == 1:
             return []
         settings = ({"smoothing": x.smoothing, "ridge": x.ridge} for x in candidates)

@@ -153,26 +153,36 @@ def run_on_mesh(
 
 
 def run_blocks(
-    state, problem, source, *, steps: Steps, num_steps: int
+    state, problem, source, *, steps: Steps, num_steps: int, mesh: Mesh | None = None
 ) -> tuple[Any, Metrics]:
     """`run` over a `FeatureSource`: each block is read twice a step, one at a time.
 
     Args:
       state: consumed (donated).
       problem: its `features` are None.
-      source: the table.
+      source: the table; on a mesh a `MeshSource`, of which each process reads its own.
       steps: what a step is.
       num_steps: at least 1.
+      mesh: as in `run_on_mesh`, or None.
     """
+    kinds: dict[str, Any] = dict(steps=steps)
+    programs = _basis, _slopes, _update
+    project = functools.partial(project_rows, source)
+    back_project = functools.partial(back_project_rows, source)
+    if mesh is not None:
+        kinds["mesh"] = mesh
+        programs = _basis_on_mesh, _slopes_on_mesh, _update_on_mesh
+        project = source.project
+        back_project = lambda g: replicated(source.back_project(g), mesh)  # noqa: E731
+    basis_of, slopes_of, update = programs
     history = []
     for _ in range(num_steps):
-        basis = _basis(state, problem, steps=steps)
-        proj = project_rows(source, basis)
-        slopes, *between = _slopes(proj, state, problem, steps=steps)
-        slope = back_project_rows(source, slopes)
-        state, metrics = _update(slope, *between, state, problem, steps=steps)
+        proj = project(basis_of(state, problem, **kinds))
+        slopes, *between = slopes_of(proj, state, problem, **kinds)
+        slope = back_project(slopes)
+        state, metrics = update(slope, *between, state, problem, **kinds)
         history.append(metrics)
-    return state, jax.tree.map(lambda *x: jnp.stack(x), *history)
+    return state, jax.tree.map(lambda *x: np.stack([*map(np.asarray, x)]), *history)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
@@ -188,30 +198,6 @@ def _slopes(proj, state, problem, *, steps):
 @functools.partial(jax.jit, static_argnames="steps", donate_argnames="state")
 def _update(slope, sums, own, state, problem, *, steps):
     return steps.update(slope, sums, own, state, problem)
-
-
-def run_blocks_on_mesh(
-    state, problem, source, *, steps: Steps, num_steps: int, mesh: Mesh
-) -> tuple[Any, Metrics]:
-    """`run_blocks` on the devices of a mesh; each process reads its own source.
-
-    Args:
-      state: consumed (donated).
-      problem: as in `run_on_mesh`; its `features` are None.
-      source: a `MeshSource`.
-      steps: what a step is.
-      num_steps: at least 1.
-      mesh: of `_mesh.check_mesh`.
-    """
-    history, kinds = [], dict(steps=steps, mesh=mesh)
-    for _ in range(num_steps):
-        basis = _basis_on_mesh(state, problem, **kinds)
-        proj = source.project(basis)
-        slopes, *between = _slopes_on_mesh(proj, state, problem, **kinds)
-        slope = replicated(source.back_project(slopes), mesh)
-        state, metrics = _update_on_mesh(slope, *between, state, problem, **kinds)
-        history.append(metrics)
-    return state, jax.tree.map(lambda *x: np.stack([*map(np.asarray, x)]), *history)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "mesh"))
@@ -290,10 +276,8 @@ def train(
         kinds: dict = dict(steps=steps, num_steps=length)
         if source is not None and not length:
             part = Metrics(*(jnp.zeros(0),) * 3)
-        elif source is not None and mesh is not None:
-            state, part = run_blocks_on_mesh(state, problem, source, mesh=mesh, **kinds)
         elif source is not None:
-            state, part = run_blocks(state, problem, source, **kinds)
+            state, part = run_blocks(state, problem, source, mesh=mesh, **kinds)
         elif mesh is not None:
             state, part = wait_for(run_on_mesh(state, problem, mesh=mesh, **kinds))
         else:

@@ -148,7 +148,7 @@ class CandidateTrainer:
           trainings: what to train.
           num_steps: fewer than the recipe's.
           snapshots: whether to keep (θ, log π) after each tenth of the steps.
-          meanwhile: what the second of several threads begins with.
+          meanwhile: run on a second thread while the first batch compiles.
         """
         tasks: list[Callable] = [
             functools.partial(self._train, some, num_steps, snapshots)
@@ -160,25 +160,25 @@ class CandidateTrainer:
         for found in each(operator.call, tasks):
             yield from found or ()
 
-    def room(self, rank: int) -> int:
+    def most_at_once(self, rank: int) -> int:
         """How many trainings of one rank share the reads of the table.
 
-        One where the fit is recorded: a record holds one.
+        1 in a recorded fit: a record holds one training.
         """
         if self.run.recorded:
             return 1
         return max(1, tuning(self.features).columns_at_once // rank)
 
     def _batches(self, trainings: Sequence[Training]) -> Iterator[Sequence[Training]]:
-        """Neighbours of one rank, as many as there is room for."""
+        """Neighbours of one rank, at most `most_at_once` of them."""
         for rank, found in itertools.groupby(trainings, lambda x: x.candidate.rank):
-            some, room = list(found), self.room(rank)
-            yield from (some[i : i + room] for i in range(0, len(some), room))
+            some, most = list(found), self.most_at_once(rank)
+            yield from (some[i : i + most] for i in range(0, len(some), most))
 
     def _train(
         self, some: Sequence[Training], num_steps: int | None, snapshots: bool
     ) -> list[Trained]:
-        """Trains up to `room` side by side."""
+        """Trains one batch side by side."""
         made = [self._prepared(x) for x in some]
         steps, count, one = self.recipe.num_steps, len(some), some[0]
         state, inputs = made[0]

@@ -60,7 +60,7 @@ def save_together(path: str | os.PathLike, fitted: Fitted) -> list[str]:
 
 
 def without_users(fitted: Fitted) -> Fitted:
-    """The fit of nobody, which the file at `path` holds."""
+    """The fit without its users, as the file at `path` holds it."""
     unpruned = fitted.unpruned
     if unpruned is not None:
         unpruned = unpruned.replace(logits=unpruned.logits[:0])
