@@ -14,6 +14,7 @@ from benchmarks import bench_adapt, bench_train, measure
 
 _RATIOS = {
     "ratio_to_reads": "{:.2f}× its two reads of the features",
+    "ratio_to_reads_at_once": "{:.2f}× with one on every core",
     "ratio_to_read": "{:.2f}× one read of the features",
     "ratio_to_adapt": "{:.2f}× adapt",
     "ratio_to_kernel": "{:.2f}× its kernel",

@@ -5,7 +5,9 @@
 Every iteration stands over the sum of its two reads, one jitted `features @ V` and the
 fastest of four jitted back-projections, that took turns with it: `ratio_to_reads`.
 `roofline` is the share of the measured copy bandwidth at which the two reads that an
-iteration needs went by. `fused products` projects and back-projects block by block, as
+iteration needs went by. On a CPU `ratio_to_reads_at_once` compares as many iterations
+at once as there are cores, at most 4, with as many reads at once: so the search of a
+fit trains. `fused products` projects and back-projects block by block, as
 an iteration on differences could.
 
 The iterations are `lore_jax._train.steps` with those of `published` and `marginal`,
@@ -24,6 +26,7 @@ are bound by arithmetic, so a block that is still in cache saves next to nothing
 
 import collections
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +35,7 @@ from jax import lax
 
 import lore_jax as lore
 from benchmarks import measure
+from lore_jax._backend import on_threads, tuning
 from lore_jax._pairs.pack import pack
 from lore_jax._pairs.used_rows import aligned_rows
 from lore_jax._train import coordinates, marginal, published, resume, steps
@@ -116,6 +120,13 @@ class Iteration:
         )
         return metrics
 
+    def copies(self, count):
+        """So many trainers that share the problem."""
+        return [
+            Iteration(jax.tree.map(jnp.array, self.state), self.problem, self.parts)
+            for _ in range(count)
+        ]
+
     def memory(self):
         """Bytes of temporaries of the compiled program."""
         return measure.temporaries(
@@ -123,6 +134,11 @@ class Iteration:
             steps=self.parts,
             num_steps=STEPS,
         )
+
+
+def at_once(calls):
+    """All calls, each on a thread: as the search of a fit trains on a CPU."""
+    return [jax.block_until_ready(x) for x in on_threads(operator.call, calls)]
 
 
 def iterations(prefs, rank):
@@ -185,12 +201,18 @@ def against_reads(
         calls |= {name: functools.partial(FUSED[name], x, basis) for name in fusions}
     trainers = iterations(prefs, K)
     calls.update(trainers)
+    several = min(tuning(x).threads, 4) if jax.default_backend() == "cpu" else 1
+    if several > 1:
+        copies = {name: [calls[name]] * several for name in ("read", *products)}
+        copies |= {name: trainer.copies(several) for name, trainer in trainers.items()}
+        for name, each in copies.items():
+            calls[f"{name} at once"] = functools.partial(at_once, each)
     result = measure.interleave(calls, seconds=seconds)
     fastest = min(products, key=lambda name: result[name]["median_s"])
     reads = result["read"]["median_s"] + result[fastest]["median_s"]
     shape = dict(M=M, N=N, D=D, K=K, U=U, dtype=dtype)
     for name in calls:
-        if case != "iteration" or name in trainers:
+        if case != "iteration" or name in trainers or "at once" in name:
             continue
         row = dict(case=name, **shape, **result[name])
         if name in FUSED:
@@ -202,6 +224,11 @@ def against_reads(
             row[key] /= STEPS
         row["ratio_to_reads"] = row["median_s"] / reads
         row["fastest_back"] = fastest
+        if several > 1:
+            together = {k: x["median_s"] for k, x in result.items() if "at once" in k}
+            both = together["read at once"] + together[f"{fastest} at once"]
+            row["at_once"] = several
+            row["ratio_to_reads_at_once"] = together[f"{name} at once"] / STEPS / both
         if bandwidth:
             row["roofline"] = 2 * x.nbytes / row["median_s"] / bandwidth
         row.update(trainer.memory())

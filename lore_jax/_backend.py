@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 T = TypeVar("T")
@@ -142,6 +143,14 @@ def tuning(*arrays: Any) -> Tuning:
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     platform = getattr(device, "platform", device) or jax.default_backend()
     return CPU if platform == "cpu" else ACCELERATOR
+
+
+def to_array(values: Any, dtype: Any = None) -> jax.Array:
+    """`jnp.asarray`, which compiles a program for every shape that it converts."""
+    if isinstance(values, jax.Array):
+        return values if dtype is None else values.astype(dtype)
+    values = np.asarray(values, dtype)
+    return jnp.asarray(values, jax.dtypes.canonicalize_dtype(values.dtype))
 
 
 def host_device() -> Any:

@@ -171,4 +171,5 @@ def cosine_anchor(basis, anchor):
     """mean_k (1 − cos(V_k, v_ref)); a zero column counts as orthogonal."""
     norms = jnp.linalg.norm(basis, axis=0) * jnp.linalg.norm(anchor)
     tiny = jnp.finfo(norms.dtype).tiny
-    return jnp.mean(1 - anchor @ basis / jnp.maximum(norms, tiny))
+    along = jnp.matmul(anchor, basis, precision=EXACT)
+    return jnp.mean(1 - along / jnp.maximum(norms, tiny))

@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from lore_jax import _checks, _equations, _tables
-from lore_jax._backend import host_device
+from lore_jax._backend import host_device, to_array
 from lore_jax._entry import public
 from lore_jax._pairs.projected import Projected, checked_pairs
 from lore_jax._pairs.rows import make_rows, padded_rows
@@ -201,7 +201,7 @@ def _solver(method, prior, rank, temperature, dtype, unit_weights, return_std) -
     if isinstance(method, MaximumLikelihood):
         return lambda z, w, y, _, **kinds: _maximum_likelihood(z, w, y, scale, **kinds)
     if isinstance(method, MAP):
-        alpha = jnp.asarray(np.asarray(method.alpha), dtype)
+        alpha = to_array(method.alpha, dtype)
         if alpha.shape not in ((), (rank,)):
             raise ValueError(
                 f"method.alpha must be one number or K={rank} of them, got "
@@ -212,13 +212,11 @@ def _solver(method, prior, rank, temperature, dtype, unit_weights, return_std) -
             z, w, y, scale, alpha, **kinds
         )
     if isinstance(method, PublishedAdam):
-        rate, steps = jnp.asarray(method.learning_rate, dtype), int(method.num_steps)
+        rate, steps = to_array(method.learning_rate, dtype), int(method.num_steps)
         return lambda z, w, y, start: _published_adam(
             z, w, y, scale, start, rate, num_steps=steps
         )
-    prior = jax.tree.map(
-        lambda x: x if getattr(x, "dtype", 0) == dtype else jnp.asarray(x, dtype), prior
-    )
+    prior = jax.tree.map(lambda x: to_array(x, dtype), prior)
     return lambda z, w, y, _, **kinds: _posterior(
         z, w, y, scale, prior, unit_weights=unit_weights, std=return_std, **kinds
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lore_jax import _checks, _ids
+from lore_jax._backend import to_array
 from lore_jax._entry import public
 from lore_jax._pairs.projected import Projected, checked_pairs
 from lore_jax._posterior.table import log_likelihoods
@@ -198,12 +199,12 @@ def _log_bayes_factors(
     """Log L1 − log L0 of every user, float[U]; a chunk of users at a time."""
     pairs, read = found.pairs, found.read
     dtype = jnp.result_type(found.proj.dtype, jnp.float32)
-    prior = jax.tree.map(lambda x: jnp.asarray(x, dtype), prior)
+    prior = jax.tree.map(lambda x: to_array(x, dtype), prior)
     out = np.zeros(pairs.num_users, dtype)
     for chunk in pairs.chunks():
         z, weight, label = read(chunk)
         kinds = dict(unit_weights=pairs.unit_weights)
-        z = jnp.asarray(z) / temperature
+        z = z / float(temperature)
         evidence = _log_bayes_factor(z, weight, label, prior, **kinds)
         out[chunk.place] = np.asarray(evidence)[: len(chunk.users)]
     return out

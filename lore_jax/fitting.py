@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lore_jax import _checks, _processes, _tables
+from lore_jax._backend import to_array
 from lore_jax._entry import public
 from lore_jax._mesh import check_mesh
 from lore_jax._pairs.blocks import visit_rows
@@ -213,8 +214,8 @@ def fit_prior(
     empty = jnp.zeros(0, basis.dtype)
     return Fitted(
         model=RewardModel(basis, prior, float(temperature)),
-        weights=jnp.asarray(adapted.weights),
-        logits=jnp.asarray(adapted.logits),
+        weights=to_array(adapted.weights),
+        logits=to_array(adapted.logits),
         history=History(empty, empty, empty, selection),
         recipe=search,
         ids=own.names,

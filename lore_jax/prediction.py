@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from lore_jax import _checks, _equations, _ids
+from lore_jax._backend import to_array
 from lore_jax._entry import public
 from lore_jax._pairs.pack import Pairs, batch_shapes, ladder, pack
 from lore_jax._pairs.projected import Projected, checked_pairs, project_pairs
@@ -313,7 +314,7 @@ def map_pairs(
     known = np.full(found.pairs.num_users, -1)
     known[place[by_seen]] = np.arange(len(place))
     columns: list[np.ndarray] = [np.empty(0, np.intp)]
-    values = []
+    values, proj = [], np.asarray(new.proj)
     for chunk, moments in iterate_moments(found, prior, temperature):
         mine = known[chunk.users]
         rows = np.flatnonzero(mine >= 0)
@@ -328,8 +329,8 @@ def map_pairs(
                 for x in (slots, row)
             )
             side = None if pairs.rejected is None else pairs.rejected[taken]
-            z = _equations.pair_rewards(new.proj, pairs.chosen[taken], side)
-            arrays = jnp.asarray(z / temperature), jnp.asarray(whose)
+            z = _equations.pair_rewards(proj, pairs.chosen[taken], side)
+            arrays = z / float(temperature), whose
             values.append(np.asarray(function(moments, *arrays))[:count])
             columns.append(slots[part])
     if not values:
@@ -386,10 +387,10 @@ def _blocks(total: int):
 def iterate_moments(found: Projected, prior: Prior, temperature: float):
     """Yields (chunk, PosteriorMoments); U × A stands for one chunk."""
     weights = adapt_projected(found, prior, temperature).weights
-    prior = jax.tree.map(lambda x: jnp.asarray(x, weights.dtype), prior)
+    prior = jax.tree.map(lambda x: to_array(x, weights.dtype), prior)
     kinds = dict(unit_weights=found.pairs.unit_weights)
     for chunk in found.pairs.chunks():
         z, weight, label = found.read(chunk)
         mine = padded_rows(weights, chunk, 1 / found.rank)
-        z = jnp.asarray(z) / temperature
+        z = z / float(temperature)
         yield chunk, moments_of(z, weight, label, mine, prior, **kinds)

@@ -16,7 +16,7 @@ from flax import struct
 from jax import lax
 
 from lore_jax import _checks
-from lore_jax._backend import EXACT
+from lore_jax._backend import EXACT, to_array
 
 
 class Prior(struct.PyTreeNode):
@@ -217,16 +217,14 @@ def make_prior(atoms, log_weights, tempering, concentration, decay=0.0) -> Prior
     """A `Prior` from plain numbers, in the dtype of `atoms`."""
     return Prior(
         atoms=atoms,
-        log_weights=jnp.asarray(log_weights, atoms.dtype),
-        concentration=jnp.asarray(concentration, atoms.dtype),
-        tempering=jnp.asarray(tempering, atoms.dtype),
-        decay=jnp.asarray(decay, atoms.dtype),
+        log_weights=to_array(log_weights, atoms.dtype),
+        concentration=to_array(concentration, atoms.dtype),
+        tempering=to_array(tempering, atoms.dtype),
+        decay=to_array(decay, atoms.dtype),
     )
 
 
 def with_settings(prior: Prior, settings: dict) -> Prior:
     """The prior with other numbers, in its own dtype."""
     dtype = prior.atoms.dtype
-    return prior.replace(
-        **{name: jnp.asarray(x, dtype) for name, x in settings.items()}
-    )
+    return prior.replace(**{name: to_array(x, dtype) for name, x in settings.items()})

@@ -127,8 +127,12 @@ def test_everything_compiled_is_used(calls):
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_lowers_for_accelerators(name, calls):
     args, kwargs = calls[name]
-    exported = export.export(ENTRY_POINTS[name], platforms=("cuda", "tpu"))
-    assert exported(*args, **kwargs).platforms == ("cuda", "tpu")
+    export_of = export.export(ENTRY_POINTS[name], platforms=("cuda", "tpu"))
+    exported = export_of(*args, **kwargs)
+    assert exported.platforms == ("cuda", "tpu")
+    for line in exported.mlir_module().splitlines():
+        if "stablehlo.dot_general" in line and "f32>," in line:
+            assert "precision = [HIGHEST, HIGHEST]" in line, line
 
 
 @pytest.mark.parametrize("rank", [5, 20])

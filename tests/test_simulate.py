@@ -97,9 +97,8 @@ def test_planted_choices_follow_the_model():
     problem = make_planted(margin_scale=2.0, heldout_pairs=30)
     assert problem.prefs.num_pairs == 4000
     assert problem.heldout.num_pairs == 6000
-    np.testing.assert_allclose(
-        problem.basis.T @ problem.basis, 4 * np.eye(3), atol=1e-4
-    )
+    basis = np.asarray(problem.basis)
+    np.testing.assert_allclose(basis.T @ basis, 4 * np.eye(3), atol=1e-4)
     # Orient each difference at random: how often is it chosen at a given margin?
     model = lore.RewardModel(problem.basis)
     margins = np.asarray(lore.margins(model, problem.weights, problem.heldout))

@@ -82,9 +82,10 @@ def test_the_quadratic_is_a_lower_bound(prior):
     z = 3 * rng.normal(size=(1, 1, RANK)).astype(np.float32)
     one = np.ones((1, 1), np.float32)
     share = np.exp(prior.log_weights)
-    second = (prior.atoms.T * share) @ prior.atoms / share.sum()
+    atoms = np.asarray(prior.atoms)
+    second = (atoms.T * share) @ atoms / share.sum()
     xi = np.sqrt(z[0, 0] @ second @ z[0, 0])
-    _, b, h, _ = sums.pair_sums(z, one, None, prior)
+    _, b, h, _ = map(np.asarray, sums.pair_sums(z, one, None, prior))
     full = np.zeros((RANK, RANK))
     full[np.triu_indices(RANK)] = h[0]
     full = full + full.T - np.diag(np.diag(full))

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lore_jax import _equations
-from lore_jax._backend import tuning
+from lore_jax._backend import to_array, tuning
 from lore_jax._posterior.table import group_size
 from lore_jax.preferences import Preferences
 
@@ -118,7 +117,7 @@ class Pairs(NamedTuple):
             # Few sizes, so few programs; once, not once a chunk.
             capacity = ladder([least], 4, size)[-1] - size
             columns = jax.tree.map(
-                lambda x: jnp.asarray(np.pad(x, (0, capacity))), columns
+                lambda x: to_array(np.pad(x, (0, capacity))), columns
             )
             read = _read_on_device
         return lambda c: read(proj, columns, c.first, c.count, length=c.length)
@@ -278,13 +277,13 @@ def make_buckets(
         weight = real if weight is None else real * weight
         buckets.append(
             Bucket(
-                jnp.asarray(take(pairs.chosen)),
+                to_array(take(pairs.chosen)),
                 _device(take(pairs.rejected)),
-                jnp.asarray(weight, dtype),
+                to_array(weight, dtype),
                 _device(take(pairs.label), dtype),
             )
         )
-        num_chunks.append(jnp.asarray(-(-users.size // size), jnp.int32))
+        num_chunks.append(to_array(-(-users.size // size), np.int32))
         position[slots[real]] = first + np.flatnonzero(real)
         first += real.size
         low = length
@@ -300,4 +299,4 @@ def _take(slots, values):
 
 
 def _device(values, dtype=None):
-    return None if values is None else jnp.asarray(values, dtype)
+    return None if values is None else to_array(values, dtype)

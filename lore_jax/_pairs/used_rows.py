@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lore_jax._backend import tuning
+from lore_jax._backend import to_array, tuning
 from lore_jax._ids import Ids
 from lore_jax.preferences import FeatureSource, Preferences
 
@@ -63,7 +63,7 @@ def aligned_rows(features) -> jax.Array:
     References:
       XLA, `splitk_rewriter.cc`.
     """
-    features = jnp.asarray(features)
+    features = to_array(features)
     more = -len(features) % tuning(features).row_multiple
     return jnp.pad(features, ((0, more), (0, 0))) if more else features
 

@@ -21,7 +21,7 @@ import numpy as np
 from flax import struct
 
 from lore_jax import _processes
-from lore_jax._backend import EXACT
+from lore_jax._backend import EXACT, to_array
 from lore_jax._pairs.blocks import take_rows
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax.data.splits import connected
@@ -152,8 +152,8 @@ def make_coordinates(
 ) -> Coordinates:
     """The coordinates of one ε, in which the RMS norm of a pair's difference is 1."""
     if spectrum is None:  # No pair's rows differ, so that nothing can be learned.
-        eye = jnp.eye(num_features, 1, dtype=dtype)
-        return Coordinates(eye, jnp.ones(1, dtype))
+        eye = to_array(np.eye(num_features, 1), dtype)
+        return Coordinates(eye, to_array(np.ones(1), dtype))
     gains = _gain(spectrum.variances, smoothing)
     total = (gains**2 * spectrum.moments).sum()
     tail = None
@@ -162,12 +162,13 @@ def make_coordinates(
         total += tail**2 * spectrum.rest
     norm = math.sqrt(total) if total > 0 else 1.0
     return Coordinates(
-        jnp.asarray(spectrum.directions, dtype),
-        jnp.asarray(gains / norm, dtype),
-        None if tail is None else jnp.asarray(tail / norm, dtype),
+        to_array(spectrum.directions, dtype),
+        to_array(gains / norm, dtype),
+        None if tail is None else to_array(tail / norm, dtype),
     )
 
 
+@jax.jit
 def basis_of(theta: jax.Array, coordinates: Coordinates) -> jax.Array:
     """V, float[D, K], on raw features."""
     directions, gains, tail = _parts(coordinates)
@@ -177,6 +178,7 @@ def basis_of(theta: jax.Array, coordinates: Coordinates) -> jax.Array:
     return tail * theta + _dot(directions, (gains - tail) * along)
 
 
+@jax.jit
 def slope_of(slope: jax.Array, coordinates: Coordinates) -> jax.Array:
     """The slope in θ from the slope in V, float[D, K]: the transpose of `basis_of`."""
     directions, gains, tail = _parts(coordinates)
@@ -202,7 +204,7 @@ def in_span(basis: jax.Array, spectrum: Spectrum | None) -> jax.Array:
     """
     if spectrum is None or spectrum.span is None:
         return basis
-    span = jnp.asarray(spectrum.span, basis.dtype)
+    span = to_array(spectrum.span, basis.dtype)
     return _dot(span, _dot(span.T, basis))
 
 

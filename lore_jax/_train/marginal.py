@@ -20,7 +20,7 @@ from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from lore_jax._backend import EXACT, cpu_branch, tuning
+from lore_jax._backend import EXACT, cpu_branch, to_array, tuning
 from lore_jax._mesh import AXIS, Exchange, MeshSource, Partition, first
 from lore_jax._pairs.pack import Bucket, Pairs, count_users, make_buckets
 from lore_jax._pairs.row_sums import (
@@ -143,13 +143,13 @@ def make_problem(
         num_slots = sum(bucket.weight.size for bucket in buckets)
         index = make_pair_index(*sides, position, num_slots, counts)
     return MarginalProblem(
-        features=None if source else jnp.asarray(features),
+        features=None if source else to_array(features),
         coordinates=coordinates,
         buckets=buckets,
         num_chunks=num_chunks,
-        num_users=jnp.asarray(count_users(pairs), atoms.dtype),
+        num_users=to_array(count_users(pairs), atoms.dtype),
         atoms=atoms,
-        base=jnp.asarray(base, atoms.dtype),
+        base=to_array(base, atoms.dtype),
         index=index,
         num_features=features.shape[1],
         unit_weights=pairs.unit_weights,
@@ -177,9 +177,9 @@ def make_mesh_problem(
     rows = np.zeros(features.shape[1:], features.dtype)  # Its shape is all that counts.
     whole = {
         "coordinates": coordinates,
-        "num_users": jnp.asarray(count_users(pairs), atoms.dtype),
+        "num_users": to_array(count_users(pairs), atoms.dtype),
         "atoms": atoms,
-        "base": jnp.asarray(base, atoms.dtype),
+        "base": to_array(base, atoms.dtype),
     }
     parts = [
         make_problem(rows, part, atoms, base, coordinates, capacity, sides).replace(
@@ -205,8 +205,9 @@ def init(
 
 def init_from(theta: jax.Array, problem: MarginalProblem, optimiser) -> MarginalState:
     """The state at θ, float[R, K], with π at its base."""
-    count = jnp.zeros((), jnp.int32)
-    return MarginalState(theta, jnp.log(problem.base), optimiser.init(theta), count)
+    log_weights = to_array(np.log(np.asarray(problem.base)))
+    count = to_array(0, np.int32)
+    return MarginalState(theta, log_weights, optimiser.init(theta), count)
 
 
 @functools.cache

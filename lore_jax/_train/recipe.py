@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from lore_jax import _checks, _processes
+from lore_jax._backend import to_array
 from lore_jax._pairs.blocks import project_rows
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import count_users, pack
@@ -79,8 +79,8 @@ def fit_marginal(
     starts = compare_starts(bases, projections, weights, at)
     return Fitted(
         model=RewardModel(bases[at], priors[at], temperature),
-        weights=jnp.asarray(adapted[at].weights),
-        logits=jnp.asarray(adapted[at].logits),
+        weights=to_array(adapted[at].weights),
+        logits=to_array(adapted[at].logits),
         history=History(
             loss=metrics.loss[at],
             weights_norm=metrics.weights_norm[at],
@@ -188,7 +188,7 @@ def _train_on_all(
     trainings = [Training("all", prefs, best, start) for start in starts]
     users = count_users(pack(prefs))
     for state, metrics, _ in train(trainings, num_steps=choice["num_steps"]):
-        penalty = best.ridge / 2 * float(jnp.sum(state.theta**2))
+        penalty = best.ridge / 2 * float(np.square(state.theta).sum())
         value = users * float(np.sum(metrics.loss[-1:])) + penalty
         new = np.nan_to_num(value, nan=np.inf), state.theta, state.log_weights, *metrics
         new = [np.asarray(x)[None] for x in new]

@@ -3,9 +3,9 @@
 import functools
 from collections.abc import Iterator, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
+from lore_jax._backend import to_array
 from lore_jax._train.resume import Run
 from lore_jax._train.trainer import Candidate, CandidateTrainer, Training
 from lore_jax._train.validation import (
@@ -195,8 +195,8 @@ class Losses:
 
     def _compile(self, name: str, candidate: Candidate) -> None:
         split = self.holdouts[name]
-        basis = jnp.zeros((split.training.num_features, candidate.rank))
-        proj = split.project(basis.astype(self.train.dtype))
+        shape = split.training.num_features, candidate.rank
+        proj = split.project(to_array(np.zeros(shape), self.train.dtype))
         split.loss(proj, [self.train.prior(0.0, candidate)])
 
     def _record(self) -> None:

@@ -3,10 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lore_jax import _processes
+from lore_jax._backend import to_array
 from lore_jax._pairs.blocks import back_project_rows, project_rows
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import pack
@@ -46,14 +46,14 @@ def make_start(
         normal = np.asarray(coordinates.directions).T @ normal
     num_users = (np.asarray(prefs.counts) > 0).sum()
     if kind == "random" or min(size, num_users) < rank:
-        return jnp.asarray(_START_STD * normal, dtype)
+        return to_array(_START_STD * normal, dtype)
     directions = singular_directions(normal, prefs, coordinates)
     corners = np.eye(rank) - 1 / rank
     if rank > 1:  # In the K − 1 dimensions that the simplex spans.
         corners = corners / np.linalg.norm(corners[0])
         corners = corners @ np.linalg.svd(corners)[2].T
     mixing = np.concatenate([np.ones((rank, 1)), corners[:, : rank - 1]], axis=1)
-    return jnp.asarray(_START_STD * size**0.5 * directions @ mixing.T, dtype)
+    return to_array(_START_STD * size**0.5 * directions @ mixing.T, dtype)
 
 
 def singular_directions(
@@ -83,7 +83,7 @@ def singular_directions(
     share = share[:, None]
 
     def means_of(directions):
-        basis = basis_of(jnp.asarray(directions, dtype), coordinates)
+        basis = basis_of(to_array(directions, dtype), coordinates)
         proj = np.asarray(project_rows(prefs.features, basis), np.float64)
         z = proj[chosen] if rejected is None else proj[chosen] - proj[rejected]
         means = np.zeros((prefs.num_users, z.shape[1]))
@@ -99,7 +99,7 @@ def singular_directions(
             np.add.at(slopes, rejected, -pushed)
         back = back_project_rows(prefs.features, slopes.astype(dtype))
         if distributed:
-            back = jnp.asarray(_processes.add(back), dtype)
+            back = to_array(_processes.add(back), dtype)
         directions = np.linalg.qr(np.asarray(slope_of(back, coordinates), np.float64))[
             0
         ]

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lore_jax import _processes
-from lore_jax._backend import on_threads, tuning
+from lore_jax._backend import on_threads, to_array, tuning
 from lore_jax._mesh import MeshSource, Partition
 from lore_jax._pairs.distributed import DistributedTable
 from lore_jax._pairs.pack import pack
@@ -227,10 +227,10 @@ class CandidateTrainer:
                 if isinstance(prefs.features, DistributedTable):
                     theta = _processes.of_first({"theta": theta})["theta"]
                 self.starts[place] = theta
-        theta = jnp.array(self.starts[place])  # A copy: the state is donated.
+        theta = to_array(self.starts[place].copy())  # The state is donated.
         numbers = candidate.ridge, candidate.tempering, recipe.temperature
         numbers = (*numbers, 1.0, recipe.num_steps / 2)
-        settings = marginal.Settings(*(jnp.asarray(x, self.dtype) for x in numbers))
+        settings = marginal.Settings(*(to_array(x, self.dtype) for x in numbers))
         state = marginal.init_from(theta, problem, self.optimiser)
         return state, marginal.MarginalInputs(problem, settings)
 
@@ -255,7 +255,7 @@ class CandidateTrainer:
         atoms = make_atoms(
             self.key_atoms, rank, self.recipe.search.num_atoms, self.dtype
         )
-        base = jnp.full(len(atoms), 1 / len(atoms), self.dtype)
+        base = np.full(len(atoms), 1 / len(atoms), self.dtype)
         made = self.coordinates_of(name, prefs, self.recipe.search.smoothings[0])
         arrays = self.packed[name], atoms, base, made
         if self.mesh is not None:
@@ -268,10 +268,10 @@ class CandidateTrainer:
     ) -> jax.Array:
         """θ before the first step; starts have numbers, and all but 0 are random."""
         if self.init is not None and self.init.basis.shape[1] == rank:
-            return coordinates.theta_of(jnp.asarray(self.init.basis, self.dtype), made)
+            return coordinates.theta_of(to_array(self.init.basis, self.dtype), made)
         kind = "random" if number else self.recipe.start
         key = self.key_start
-        key = jax.random.fold_in(key, number) if number else key
+        key = jax.random.fold_in(key, np.uint32(number)) if number else key
         return make_start(key, kind, prefs, made, rank)
 
     def result(
@@ -283,7 +283,7 @@ class CandidateTrainer:
         may still have to be measured.
         """
         made = self.coordinates_of(name, prefs, candidate.smoothing)
-        basis = coordinates.basis_of(jnp.asarray(theta), made)
+        basis = coordinates.basis_of(to_array(theta), made)
         basis = coordinates.in_span(basis, self.spectra[name])
         return basis, self.prior(log_weights, candidate)
 
@@ -291,7 +291,7 @@ class CandidateTrainer:
         """What `result` says of users; `log_weights` may be one for all atoms."""
         search = self.recipe.search
         atoms = make_atoms(self.key_atoms, candidate.rank, search.num_atoms, self.dtype)
-        log_weights = jnp.broadcast_to(jnp.asarray(log_weights), len(atoms))
+        log_weights = np.broadcast_to(np.asarray(log_weights), len(atoms))
         kappa, decay = search.concentrations[0], search.decays[0]
         return make_prior(atoms, log_weights, candidate.tempering, kappa, decay)
 

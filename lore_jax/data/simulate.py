@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from lore_jax import _checks
+from lore_jax._backend import EXACT
 from lore_jax._entry import public
 from lore_jax.preferences import Preferences
 
@@ -77,7 +78,7 @@ def simulate_choices(
     rewards = jnp.asarray(rewards)
 
     def one(p):
-        scores = jnp.matmul(rewards, p, precision=lax.Precision.HIGHEST)
+        scores = jnp.matmul(rewards, p, precision=EXACT)
         return (
             jnp.argmax(scores, axis=1).astype(jnp.int32),
             jnp.argmin(scores, axis=1).astype(jnp.int32),
@@ -184,7 +185,7 @@ def planted(
         key_x, key_choice, key_flip = jax.random.split(key, 3)
         shape = (num_users, per_user)
         x = jax.random.normal(key_x, (*shape, num_features))
-        m = jnp.einsum("upd,dk,uk->up", x, basis, weights)
+        m = jnp.einsum("upd,dk,uk->up", x, basis, weights, precision=EXACT)
         sign = jnp.where(
             jax.random.uniform(key_choice, shape) < jax.nn.sigmoid(m), 1, -1
         )
