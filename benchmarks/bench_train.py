@@ -26,7 +26,6 @@ are bound by arithmetic, so a block that is still in cache saves next to nothing
 
 import collections
 import functools
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +137,7 @@ class Iteration:
 
 def at_once(calls):
     """All calls, each on a thread: as the search of a fit trains on a CPU."""
-    return [jax.block_until_ready(x) for x in on_threads(operator.call, calls)]
+    return on_threads(lambda call: jax.block_until_ready(call()), calls)
 
 
 def iterations(prefs, rank):
