@@ -285,7 +285,7 @@ def scaled_margins(moments, variance_scale, margin_scale, xp: Any = jnp) -> Any:
 
 
 def map_pairs(
-    function: Callable[[PosteriorMoments, jax.Array, jax.Array], jax.Array],
+    function: Callable[[PosteriorMoments, Any, Any], Any],
     found: Projected,
     new: Projected,
     place: np.ndarray,

@@ -115,7 +115,7 @@ def make_problem(
     features: Any,
     pairs: Pairs,
     atoms: jax.Array,
-    base: jax.Array,
+    base: jax.Array | np.ndarray,
     coordinates: Coordinates,
     capacity: np.ndarray | None = None,
     side_counts: SideCounts | None = None,
@@ -160,7 +160,7 @@ def make_mesh_problem(
     features: jax.Array | MeshSource,
     pairs: Pairs,
     atoms: jax.Array,
-    base: jax.Array,
+    base: jax.Array | np.ndarray,
     coordinates: Coordinates,
     partition: Partition,
 ) -> MarginalProblem:
