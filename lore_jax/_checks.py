@@ -167,6 +167,17 @@ def check_count(value, name: str, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def check_key(key, name: str = "key") -> None:
+    """Raises `TypeError` unless it is one JAX key, typed or of two integers."""
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    raw = dtype == np.uint32 and key.ndim == 1
+    if not typed and not raw:
+        raise TypeError(f"{name} must be a JAX key like jax.random.key(0), got {key!r}")
+    if typed and key.ndim:
+        raise ValueError(f"{name} must be one key, got an array of shape {key.shape}")
+
+
 def check_same_temperature(first, second, names: str) -> None:
     """Raises `ValueError` when two temperatures that must agree do not."""
     if not math.isclose(first, second, rel_tol=1e-6):

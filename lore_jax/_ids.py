@@ -6,6 +6,7 @@ a lookup of one among the other is an error.
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,17 @@ def unique(ids: Any, name: str) -> np.ndarray:
     return array
 
 
+def joined(parts: Sequence[np.ndarray], name: str) -> np.ndarray:
+    """Names of one kind in one array; NumPy would make int64 and uint64 floats.
+
+    Raises:
+      ValueError: some are negative and some need 64 bits without a sign.
+    """
+    if len({part.dtype for part in parts if part.dtype.kind != "U"}) < 2:
+        return np.concatenate(parts)
+    return _from_integers([x for part in parts for x in part.tolist()], name)
+
+
 def from_file(names: list, name: str) -> np.ndarray:
     """Names as a file holds them; files of version 0.1.0 may hold an empty string."""
     if names and all(isinstance(value, str) for value in names):
@@ -345,6 +357,8 @@ def match_weights(weights: Any, names: np.ndarray | None, user_ids: Any = None) 
         names its users.
     """
     array, own, is_record = of_weights(weights)
+    if isinstance(array, list | tuple):
+        array = _checks.host_array(array, "weights")
     if user_ids is not None:
         if is_record:
             raise ValueError(

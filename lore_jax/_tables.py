@@ -67,11 +67,18 @@ def blocks(features: Any) -> Iterator[Any]:
 
     Raises:
       ValueError: it yields other rows than its shape says.
+      TypeError: a block is no array of floats.
     """
     promised = f"features.blocks() must yield M={features.shape[0]} rows of one table"
     first = 0
     for block in features.blocks():
         _checks.check_local(block, "features")
+        kind = getattr(block, "dtype", type(block))
+        if not isinstance(kind, np.dtype) or not _checks.is_floating(kind):
+            raise TypeError(
+                "features.blocks() must yield arrays float[rows, D]; the block at row "
+                f"{first} holds {kind}"
+            )
         if np.ndim(block) != 2 or block.shape[1] != features.shape[1]:
             raise ValueError(
                 f"features.blocks() must yield float[rows, D] with "
@@ -155,6 +162,10 @@ def check_pairs(z, weight, label=None) -> None:
     shape = np.shape(z)
     if len(shape) != 3 or not shape[2]:
         raise ValueError(f"z must be float[U, P, K], got shape {shape}")
+    if not shape[0] or not shape[1]:
+        raise ValueError(
+            f"z must hold at least one user and one pair, got shape {shape}"
+        )
     for name, values in (("sample_weight", weight), ("label", label)):
         if values is not None and np.shape(values) != shape[:2]:
             raise ValueError(

@@ -121,6 +121,7 @@ def score_pairs(
     if (key is None) == (method == "random"):
         raise ValueError(f"key belongs to method='random', got {method!r} and {key!r}")
     if key is not None:
+        _checks.check_key(key)
         drawn = jax.random.uniform(key, (candidates.num_pairs,))
         return _checks.where(candidates.features, drawn)
     both = checked_both(model, prefs, candidates)
@@ -153,10 +154,10 @@ def best_pairs(scores: np.ndarray, candidates: Preferences, num: int = 1) -> np.
       [[1]]
     """
     _checks.check_type(candidates, Preferences, "candidates")
-    if np.shape(scores) != (candidates.num_pairs,) or num < 1:
+    _checks.check_count(num, "num")
+    if np.shape(scores) != (candidates.num_pairs,):
         raise ValueError(
-            f"scores must be float[{candidates.num_pairs}] and num at least 1, got "
-            f"shape {np.shape(scores)} and num={num}"
+            f"scores must be float[{candidates.num_pairs}], got {np.shape(scores)}"
         )
     scores = _checks.host_array(scores, "scores")
     if scores.dtype.kind not in "iu" and not _checks.is_floating(scores.dtype):

@@ -172,6 +172,7 @@ def _logits(method: PublishedAdam, num_users: int, rank: int, dtype) -> np.ndarr
         _checks.check_finite(method.init, "method.init")
         return np.asarray(method.init)
     key = jax.random.key(0) if method.key is None else method.key
+    _checks.check_key(key, "method.key")
     return np.asarray(jax.random.normal(key, (num_users, rank), dtype))
 
 

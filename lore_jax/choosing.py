@@ -118,7 +118,7 @@ def jury(
       worst_off 1 -0.23
       borda 0 0.67
     """
-    if rule not in _RULES:
+    if not isinstance(rule, str) or rule not in _RULES:
         raise ValueError(f"rule must be one of {', '.join(_RULES)}, got {rule!r}")
     weights, names = checked_matrix(model, weights)
     weights = jnp.asarray(weights)

@@ -275,6 +275,7 @@ def _check_arguments(prefs, rank, recipe, init, anchor, mesh) -> None:
 
 
 def _key_data(key):
+    _checks.check_key(key)
     is_key = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(key) if is_key else key
 
@@ -396,6 +397,7 @@ def _check_init(init, prefs: Preferences, rank) -> None:
 def _anchor_alone(prefs: Preferences, anchor, recipe: Recipe) -> Fitted:
     """Rank 0: the base reward head, for everybody."""
     basis = jnp.asarray(anchor)[:, None]
+    basis = basis.astype(jnp.promote_types(basis.dtype, jnp.float32))
     ones = jnp.ones((prefs.num_users, 1), basis.dtype)
     empty = jnp.zeros(0, basis.dtype)
     prior = make_prior(jnp.ones((1, 1), basis.dtype), np.zeros(1), 0, np.inf)

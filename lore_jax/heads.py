@@ -130,6 +130,8 @@ class RewardHead(nnx.Module):
             users = np.shape(weights)[0] if np.ndim(weights) else 0
             _checks.check_weights(weights, users, model.rank)
             _checks.check_simplex(weights)
+            dtype = jnp.result_type(weights)
+            weights = jnp.asarray(weights, jnp.promote_types(dtype, jnp.float32))
         size = None if weights is None else len(weights)
         return cls(
             model.num_features,
@@ -137,7 +139,7 @@ class RewardHead(nnx.Module):
             size,
             temperature=model.temperature,
             basis_init=lambda *_: jnp.asarray(model.basis),
-            logits_init=lambda *_: _log(jnp.asarray(weights)),
+            logits_init=lambda *_: _log(weights),
             rngs=nnx.Rngs(0),  # Nothing is drawn.
         )
 
@@ -222,8 +224,8 @@ class RewardHead(nnx.Module):
           weights: float[..., K].
           logits: float[..., K].
           label: y, float[...], P(chosen is preferred); None means 1.
-          sample_weight: s ≥ 0, float[...]; None means 1, and where all are 0 the loss
-            is 0.
+          sample_weight: s ≥ 0, float[...]; None means 1. Where all are 0, or
+            there is no pair, the loss is 0.
 
         Returns:
           float[].
@@ -250,7 +252,7 @@ class RewardHead(nnx.Module):
         label = None if label is None else jnp.asarray(label, margin.dtype)
         loss = _equations.pair_loss(margin, label)
         if sample_weight is None:
-            return jnp.mean(loss)
+            return jnp.sum(loss) / max(loss.size, 1)
         weight = jnp.asarray(sample_weight, loss.dtype)
         total = jnp.sum(weight)
         return jnp.sum(weight * loss) / jnp.where(total > 0, total, 1)

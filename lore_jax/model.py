@@ -69,6 +69,8 @@ def check_model(model: Any, num_features: int | None = None) -> None:
     if not isinstance(model, RewardModel):
         hint = "fitted.model" if hasattr(model, "model") else "RewardModel(basis)"
         raise TypeError(f"model must be a RewardModel, got {type(model)}: pass {hint}")
+    if not hasattr(model.basis, "dtype"):
+        raise TypeError(f"model.basis must be an array, got {type(model.basis)}")
     _checks.check_basis(model.basis, num_features, "model.basis")
     _checks.check_positive(model.temperature, "model.temperature")
     if model.prior is not None:
@@ -133,6 +135,7 @@ def init_params(
     sizes = {"num_users": num_users, "num_features": num_features, "rank": rank}
     for name, size in sizes.items():
         _checks.check_count(size, name)
+    _checks.check_key(key)
     dtype = dtype or jnp.result_type(float)
     key_basis, key_logits = jax.random.split(key)
     return RewardParams(
@@ -225,7 +228,7 @@ def reward(
     """
     _checks.check_same_trailing(basis, logits, x)
     _checks.check_positive(temperature, "temperature")
-    weights = jax.nn.softmax(logits, axis=-1)
+    weights = jax.nn.softmax(jnp.asarray(logits), axis=-1)
     return _equations.mix(checked_projection(x, basis), weights, temperature)
 
 
@@ -401,6 +404,8 @@ def top_k(
       >>> np.asarray(rows).tolist()
       [[0, 1]]
     """
+    if rows is not None and not _checks.is_traced(rows):
+        rows = _checks.host_array(rows, "rows")
     if rows is not None and np.ndim(rows) != 2:
         raise ValueError(f"rows must be int[Q, C], got shape {np.shape(rows)}")
     candidates = _tables.num_rows(features) if rows is None else np.shape(rows)[-1]

@@ -297,7 +297,10 @@ class ArraySource:
 
         Raises:
           ValueError: the array is not [M, D] or `block_rows` is below 1.
+          TypeError: `array` is no array.
         """
+        if not hasattr(array, "dtype"):
+            raise TypeError(f"array must be an array, got {type(array)}")
         if np.ndim(array) != 2:
             raise ValueError(f"array must be float[M, D], got {np.shape(array)}")
         if block_rows < 1:

@@ -26,6 +26,7 @@ from lore_jax.streaming import (
 )
 
 _LEAST = 64  # users that a new store has arrays for
+_MOST = np.iinfo(np.int64).max
 _ON_HOST = "streaming.update, a function of records outside of jit"
 
 
@@ -69,6 +70,7 @@ class UserStore:
         self._fingerprint = basis_fingerprint(model.basis)
         self._lock = threading.RLock()
         self._slots: dict[Any, int] = {}
+        self._limits = 0, 0  # no integer name is outside of them
         self._free: list[int] = []
         atoms, rank = np.shape(self._prior.atoms)
         sizes = ((atoms,), (rank,), (rank * (rank + 1) // 2,), ())
@@ -208,13 +210,17 @@ class UserStore:
         if k > scores.shape[1]:
             raise ValueError(f"k must be at most M={scores.shape[1]}, got {k}")
         if exclude is not None:
+            if not isinstance(exclude, Sequence | np.ndarray):
+                raise TypeError(
+                    f"exclude must be a sequence of rows per user, got {exclude!r}"
+                )
             if len(exclude) != len(scores):
                 raise ValueError(
                     f"exclude must hold one sequence of rows per user, {len(scores)}, "
                     f"got {len(exclude)}"
                 )
             for i, rows in enumerate(exclude):
-                rows = _ids.row_numbers(rows, scores.shape[1])
+                rows = _ids.row_numbers(rows, scores.shape[1], f"exclude[{i}]")
                 scores[i, rows] = -np.inf
         best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
         kept = np.take_along_axis(scores, best, axis=1)
@@ -302,14 +308,26 @@ class UserStore:
         return store
 
     def _check_kind(self, names: list) -> None:
-        """Raises where strings and integers would be mixed."""
-        if names and self._slots:
-            known = next(iter(self._slots))
-            if isinstance(known, str) != isinstance(names[0], str):
-                raise ValueError(
-                    f"users must be all strings or all integers: the store knows "
-                    f"{known!r}, got {names[0]!r}"
-                )
+        """Raises where kinds of names would be mixed that no file can hold."""
+        if not names:
+            return
+        known = next(iter(self._slots), names[0])
+        if isinstance(known, str) != isinstance(names[0], str):
+            raise ValueError(
+                f"users must be all strings or all integers: the store knows "
+                f"{known!r}, got {names[0]!r}"
+            )
+        if isinstance(known, str):
+            return
+        limits = _limits([*names, *self._limits])
+        if _mixed(limits):  # Perhaps with users who are deleted.
+            limits = _limits([*names, *self._slots])
+        if _mixed(limits):
+            raise ValueError(
+                "users must be integers of 64 bits, all signed or all unsigned: the "
+                f"store would hold {limits[0]} and {limits[1]}"
+            )
+        self._limits = limits
 
     def _places(self, names: list, add: bool = False) -> np.ndarray:
         """int[n], where users stand; unknown ones are added, or refused."""
@@ -347,3 +365,12 @@ def _names(users: Any) -> list:
     if isinstance(users, str | bytes | int | np.integer) or np.ndim(users) == 0:
         raise TypeError(f"users must be a sequence of names, got {users!r}")
     return _ids.column(users, "users").tolist()
+
+
+def _limits(names: list[int]) -> tuple[int, int]:
+    return min(names), max(names)
+
+
+def _mixed(limits: tuple[int, int]) -> bool:
+    """Whether some need a sign, and others the bit of the sign."""
+    return limits[0] < 0 and limits[1] > _MOST

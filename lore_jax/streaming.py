@@ -202,6 +202,8 @@ def merge(a: UserStates, b: UserStates) -> UserStates:
         place = np.arange(a.num_users)
     else:
         _ids.check_same_kind(others, names, "b", "a")
+        both = _ids.joined([names, others], "user_ids of a and b")
+        names, others = both[: len(names)], both[len(names) :]
         fresh = others[~np.isin(others, names)]
         names = np.concatenate([names, fresh])
         place = _ids.look_up(others, names, "b.user_ids", "a.user_ids")

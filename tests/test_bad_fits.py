@@ -1,5 +1,6 @@
 """What fits, priors of given bases and recipes refuse."""
 
+import jax
 import numpy as np
 import pytest
 from refusals import BASIS, LOGITS, fit, fit_prior, pairs, params, refuses
@@ -23,6 +24,17 @@ CASES = {
         TypeError,
         r"recipe must be one of Marginal, .*, got PosteriorMean\(\)",
     ),
+    "fit_key": (
+        lambda: fit(key=0),
+        TypeError,
+        r"key must be a JAX key like jax\.random\.key\(0\), got 0",
+    ),
+    "fit_keys": (
+        lambda: fit(key=jax.random.split(jax.random.key(0))),
+        ValueError,
+        r"key must be one key, got an array of shape \(2,\)",
+    ),
+    "fit_prior_key": (lambda: fit_prior(key=None), TypeError, "key must be a JAX key"),
     "fit_rank_zero": (lambda: fit(rank=0), ValueError, "anchor is required at rank 0"),
     "fit_alpha_without_anchor": (
         lambda: fit(recipe=lore.PublishedJoint(num_steps=1, alpha=0.1)),

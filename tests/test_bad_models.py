@@ -28,6 +28,53 @@ CASES = {
         ValueError,
         "rank must be at least 1, got 0",
     ),
+    "init_params_key": (
+        lambda: lore.init_params(0, num_users=2, num_features=3, rank=1),
+        TypeError,
+        "key must be a JAX key",
+    ),
+    "planted_key": (
+        lambda: lore.data.planted(
+            1, num_users=2, pairs_per_user=1, num_features=3, rank=2
+        ),
+        TypeError,
+        "key must be a JAX key",
+    ),
+    "adapt_key": (
+        lambda: adapt(method=lore.PublishedAdam(key=3)),
+        TypeError,
+        r"method\.key must be a JAX key",
+    ),
+    "adapt_users_nobody": (
+        lambda: lore.adapt_users(np.ones((0, 2, 2)), np.ones((0, 2)), PRIOR),
+        ValueError,
+        r"z must hold at least one user and one pair, got shape \(0, 2, 2\)",
+    ),
+    "marginal_loss_nothing": (
+        lambda: lore.losses.marginal_loss(np.ones((2, 0, 2)), np.ones((2, 0)), PRIOR),
+        ValueError,
+        r"z must hold at least one user and one pair, got shape \(2, 0, 2\)",
+    ),
+    "model_basis_list": (
+        lambda: lore.adapt(lore.RewardModel([[1.0, 0.0]]), PREFS),
+        TypeError,
+        r"model\.basis must be an array, got <class 'list'>",
+    ),
+    "top_k_ragged": (
+        lambda: lore.top_k(MODEL, WEIGHTS, X[0], user=[0, 1], k=1, rows=[[1], [1, 2]]),
+        TypeError,
+        "rows must be an array",
+    ),
+    "best_pairs_fraction": (
+        lambda: lore.best_pairs(np.zeros(PREFS.num_pairs), PREFS, num=1.5),
+        TypeError,
+        r"num must be an integer, got 1\.5",
+    ),
+    "jury_rule": (
+        lambda: lore.jury(MODEL, WEIGHTS, X[:1], rule=["mean"]),
+        ValueError,
+        r"rule must be one of .*, got \['mean'\]",
+    ),
     "reward_features": (
         lambda: lore.reward(X[0, :3], BASIS, LOGITS),
         ValueError,

@@ -359,3 +359,11 @@ def test_the_examples_run():
     done = doctest.testmod(heads, extraglobs=scope)
     assert done.attempted > 5
     assert done.failed == 0
+
+
+def test_no_pair_has_no_loss_and_whole_numbers_are_weights(small_basis):
+    model = lore.RewardModel(small_basis)
+    head = heads.RewardHead.from_model(model, np.array([[1, 0, 0]]))
+    np.testing.assert_allclose(head.weights, [[1, 0, 0]], atol=1e-6)
+    nothing = np.zeros((0, small_basis.shape[0]), np.float32)
+    assert head.pair_loss(nothing, nothing, np.zeros(0, int)) == 0

@@ -156,3 +156,27 @@ def test_a_block_that_is_not_finite_is_refused(table):
     for recipe in RECIPES.values():
         with pytest.raises(ValueError, match=place):
             fit(prefs, recipe)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [(int, "int64"), ("U1", "<U1"), (None, "<class 'list'>")]
+)
+def test_blocks_of_anything_but_floats_are_refused(kind, said):
+    class Wrong(lore.FeatureSource):
+        shape, dtype = (3, 2), np.dtype(np.float32)
+
+        def blocks(self):
+            block = np.ones((3, 2))
+            yield block.tolist() if kind is None else block.astype(kind)
+
+    prefs = lore.Preferences.from_pairs(Wrong(), [0], [1], [0])
+    model = lore.RewardModel(np.eye(2, dtype=np.float32))
+    message = f"blocks.. must yield arrays float.*the block at row 0 holds {said}"
+    for call in (
+        lambda: lore.adapt(model, prefs),
+        lambda: lore.fit(prefs, rank=1, key=jax.random.key(0)),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    with pytest.raises(TypeError, match="array must be an array, got <class 'list'>"):
+        lore.ArraySource([[1.0, 2.0]])

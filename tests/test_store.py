@@ -168,7 +168,12 @@ def test_another_model_is_refused(model, table, tmp_path):
         (
             lambda s, t: s.top_k(["ann"], t, k=1, exclude=[[30]]),
             ValueError,
-            "rows must be in 0 … 29",
+            r"exclude\[0\] must be in 0 … 29",
+        ),
+        (
+            lambda s, t: s.top_k(["ann"], t, k=1, exclude=5),
+            TypeError,
+            "exclude must be a sequence of rows per user, got 5",
         ),
         (
             lambda s, t: s.top_k(["ann"], t, k=1, exclude=[]),
@@ -248,3 +253,20 @@ def test_the_prior_may_be_missing(small_basis, table):
     store = lore.UserStore(model)
     store.observe(pairs_of(table, [7, 10**12]))
     assert store.weights([10**12]).shape == (1, RANK)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_names_that_no_file_can_hold_are_refused(model, order):
+    first, second = [-1, 2**63 + 1][::order]
+    store = lore.UserStore(model)
+    store.add([first])
+    for call in (
+        lambda: store.add([5, second]),
+        lambda: store.merge(lore.streaming.init(model, user_ids=[second])),
+    ):
+        with pytest.raises(ValueError, match="all signed or all unsigned"):
+            call()
+    assert list(store) == [first]
+    store.delete([first])
+    store.add([second])
+    assert store.states().user_ids.tolist() == [second]

@@ -304,3 +304,29 @@ def test_damaged_arrays_are_refused(state, break_it, match):
     break_it(arrays, record)
     with pytest.raises(ValueError, match=match):
         check_users(from_record(arrays, json.dumps(record)))
+
+
+@pytest.mark.parametrize("length", [1, 3, 7, 40])
+def test_users_without_pairs_are_saved(model, length, tmp_path):
+    """Padding left 1e-6 in the table of whoever had said nothing."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(9, 6)).astype(np.float32)
+    chosen = rng.integers(9, size=length)
+    user = np.array([1] * length)
+    prefs = lore.Preferences.from_pairs(table, chosen, (chosen + 1) % 9, user, 4)
+    state = streaming.update(model, streaming.init(model, num_users=4), prefs)
+    assert np.abs(state.table[[0, 2, 3]]).max() == 0 < np.abs(state.table[1]).min()
+    lore.save_users(tmp_path / "users", state)
+    assert_same(lore.load_users(tmp_path / "users"), state)
+
+
+def test_integers_with_and_without_a_sign_merge_exactly(model):
+    """As floats, 2⁶² + 1 and 2⁶² + 2 are one number."""
+    names = [2**62 + 1, 2**62 + 2], [2**63], [-1]
+    large, unsigned, negative = (streaming.init(model, user_ids=x) for x in names)
+    for one, other in ((large, unsigned), (unsigned, large)):
+        both = streaming.merge(one, other).user_ids
+        assert both.tolist() == [*one.user_ids.tolist(), *other.user_ids.tolist()]
+    assert streaming.merge(large, negative).user_ids.tolist() == [*names[0], -1]
+    with pytest.raises(ValueError, match="all signed or all unsigned"):
+        streaming.merge(negative, unsigned)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lore_jax import _processes
+from lore_jax import _ids, _processes
 from lore_jax._ids import Ids
 from lore_jax._pairs.blocks import take_rows, visit_rows
 from lore_jax.preferences import FeatureSource, Preferences, pairs_of
@@ -253,7 +253,7 @@ def _columns(prefs: Preferences) -> dict[str, np.ndarray]:
 
 def _sorted_users(parts) -> tuple[np.ndarray, np.ndarray]:
     """(names of all users, sorted; the process of each)."""
-    names = np.concatenate([part["users"] for part in parts])
+    names = _ids.joined([part["users"] for part in parts], "user_ids")
     sizes = [len(part["users"]) for part in parts]
     process = np.repeat(np.arange(len(parts)), sizes)
     order = np.argsort(names, kind="stable")
@@ -274,7 +274,7 @@ def _numbered(parts, names, prefs):
     starts = ends - sizes
     holder = np.repeat(np.arange(len(parts)), sizes)
     if "items" in parts[0]:
-        keys = np.concatenate([part["items"] for part in parts])
+        keys = _ids.joined([part["items"] for part in parts], "item_ids")
     elif _spans(prefs.features):
         keys = np.concatenate([part["used"] for part in parts])
     else:

@@ -48,7 +48,10 @@ def pair_sums(
     linear = jnp.einsum("bp,bpk->bk", weight * (first - 0.5), z, precision=EXACT)
     square = jnp.einsum("bp,bpk,bpl->bkl", weight * bend, z, z, precision=EXACT)
     rows, columns = np.triu_indices(z.shape[2])
-    return table, linear, square[:, rows, columns], jnp.sum(weight, axis=1)
+    total = jnp.sum(weight, axis=1)
+    # Padding leaves rounding in it where a user has no pair.
+    table = jnp.where((total > 0)[:, None], table, 0)
+    return table, linear, square[:, rows, columns], total
 
 
 @jax.jit

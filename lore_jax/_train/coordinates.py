@@ -148,9 +148,16 @@ def _decompose(table, label, pairs, num_rows: int) -> Spectrum | None:
 
 
 def make_coordinates(
-    spectrum: Spectrum | None, smoothing: float, dtype, num_features: int
+    spectrum: Spectrum | None,
+    smoothing: float,
+    dtype,
+    num_features: int,
+    temperature: float = 1.0,
 ) -> Coordinates:
-    """The coordinates of one ε, in which the RMS norm of a pair's difference is 1."""
+    """The coordinates of one ε, in which the RMS norm of a pair's difference is T.
+
+    The loss divides by T: θ of one size gives margins of one size at any T.
+    """
     if spectrum is None:  # No pair's rows differ, so that nothing can be learned.
         eye = to_array(np.eye(num_features, 1), dtype)
         return Coordinates(eye, to_array(np.ones(1), dtype))
@@ -160,7 +167,7 @@ def make_coordinates(
     if spectrum.tail is not None:
         tail = _gain(spectrum.tail, smoothing)
         total += tail**2 * spectrum.rest
-    norm = math.sqrt(total) if total > 0 else 1.0
+    norm = (math.sqrt(total) if total > 0 else 1.0) / temperature
     return Coordinates(
         to_array(spectrum.directions, dtype),
         to_array(gains / norm, dtype),

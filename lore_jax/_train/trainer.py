@@ -240,7 +240,11 @@ class CandidateTrainer:
             if name not in self.spectra:
                 self.spectra[name] = coordinates.measure(prefs)
             made = coordinates.make_coordinates(
-                self.spectra[name], smoothing, self.dtype, prefs.num_features
+                self.spectra[name],
+                smoothing,
+                self.dtype,
+                prefs.num_features,
+                self.recipe.temperature,
             )
             whole = self.spectra["all"]
             if made.tail is None and whole is not None and whole.tail is None:

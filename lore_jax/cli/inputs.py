@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -216,18 +217,22 @@ def like(names: Sequence[Any], known: np.ndarray) -> np.ndarray:
     """Names as the kind that `known` is: a CSV file and a command line have only text.
 
     Raises:
-      ValueError: a text is no integer, where the known names are integers.
+      ValueError: a text is no integer of the same digits, where the known names are
+        integers.
     """
-    array = np.array(names)
+    texts = [str(name) for name in names]
     if known.dtype.kind == "U":
-        return array.astype(np.str_)
-    try:
-        return array.astype(known.dtype)
-    except ValueError as error:
-        wrong = next(name for name in names if not str(name).lstrip("-").isdigit())
+        return np.array(texts, np.str_)
+    wrong = [x for x in texts if not re.fullmatch(r"0|-?[1-9][0-9]*", x)]
+    if wrong:
         raise ValueError(
-            f"user {wrong!r} is not known: the known names are integers"
-        ) from error
+            f"user {wrong[0]!r} is not known: the known names are integers"
+        )
+    values, limits = [int(x) for x in texts], np.iinfo(known.dtype)
+    for value in values:
+        if not limits.min <= value <= limits.max:
+            raise ValueError(f"user {value} is not known")
+    return np.array(values, known.dtype)
 
 
 def _called(source: Source, others: Sequence[str]) -> dict[str, str]:

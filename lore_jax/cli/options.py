@@ -53,6 +53,11 @@ def option(
     return typer.Option(*flags, help=help, metavar=metavar, rich_help_panel=panel)
 
 
+def seed_option(help: str) -> Any:
+    """--seed, as large as a key takes."""
+    return typer.Option("--seed", help=help, min=-(1 << 63), max=(1 << 63) - 1)
+
+
 def _column(name: str, what: str) -> Any:
     """What a table calls one of its columns."""
     flag = f"--{name}-column"

@@ -25,10 +25,11 @@ BLOCKS = (1 << 22, (1 << 31) - 1)  # bytes that Arrow reads at a time; a row fit
 def refuse_missing(path, called: Mapping, missing: list[str], found: list) -> None:
     """Raises `ValueError` where columns are missing, and lists those found."""
     if missing:
-        flags = ", ".join(f"--{name}-column" for name in missing)
+        named = [f"--{name}-column" for name in missing if name in (*NEEDED, *OPTIONAL)]
+        hint = f". Other names are given with {', '.join(named)}" if named else ""
         raise ValueError(
             f"{path}: missing columns {[called[name] for name in missing]}; found "
-            f"{found}. Other names are given with {flags}"
+            f"{found}{hint}"
         )
 
 
@@ -303,8 +304,11 @@ def _read_plain_json(text: bytes, called: Mapping[str, str], needed: Sequence[st
     """`_read_json` by Arrow where every line is plain: texts, and numbers as labels.
 
     Arrow refuses whatever is anything else, a name that stands twice included; None
-    then, so that Python's reader looks at every row.
+    then, so that Python's reader looks at every row. A file that begins with `null`
+    would kill the process (pyarrow 26).
     """
+    if text.lstrip()[:1] != b"{":
+        return None
     try:
         import pyarrow
         import pyarrow.json

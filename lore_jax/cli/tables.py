@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lore_jax import _ids
 from lore_jax.cli.arrays import load_array
 from lore_jax.cli.table_files import (
     DELIMITERS,
@@ -106,7 +107,7 @@ def read_table(*args, **kwargs) -> dict[str, list]:
 def names(column: Any) -> tuple[np.ndarray, np.ndarray]:
     """(a column of names, the distinct ones in order)."""
     if isinstance(column, list):
-        array = np.array(column)
+        array = _ids.column(column, "a column of names")
         return array, np.unique(array)
     distinct, place = coded(column)
     values = np.array(distinct)

@@ -41,6 +41,7 @@ def dirichlet_users(
     _checks.check_positive(alpha, "alpha")
     _checks.check_count(num_users, "num_users")
     _checks.check_count(rank, "rank")
+    _checks.check_key(key)
     return jax.random.dirichlet(key, jnp.full(rank, alpha), (num_users,))
 
 
@@ -176,6 +177,7 @@ def planted(
     sizes = {"pairs_per_user": pairs_per_user, "heldout_pairs": heldout_pairs}
     for name, size in sizes.items():
         _checks.check_count(size, name, 0)
+    _checks.check_key(key)
     keys = jax.random.split(key, 4)
     weights = dirichlet_users(keys[0], num_users, alpha, rank)
     normal = jax.random.normal(keys[1], (num_features, rank))

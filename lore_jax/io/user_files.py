@@ -81,9 +81,9 @@ def join(path: str | os.PathLike, fitted: Fitted, listed: str) -> Fitted:
     """
     found = [_read(path, name) for name in _names(path, listed)]
     with damage(path):
-        if len({one["ids"].users.dtype.kind for one in found}) > 1:
+        if len({one["ids"].users.dtype.kind == "U" for one in found}) > 1:
             raise ValueError("its files of users name them by texts and by numbers")
-        names = np.concatenate([one["ids"].users for one in found])
+        names = _ids.joined([one["ids"].users for one in found], "users")
         order = np.argsort(names, kind="stable")
         if len(np.unique(names)) < len(names):
             raise ValueError("two files of users hold the same user")

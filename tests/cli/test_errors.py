@@ -100,6 +100,14 @@ BAD = {
     "users_ending": (["adapt", "m", "pairs.csv", "--out", "u.txt"], "--out must end"),
     "splits": (["quickstart", "--splits", "0"], "--splits must be at least 1"),
     "no_command": (["fut"], "No such command 'fut'"),
+    "null_first": (
+        ["fit", "null.jsonl", *FIT, "--out", "m.safetensors"],
+        "null.jsonl, row 0: must be an object of columns, got None",
+    ),
+    "seed": (
+        ["fit", "pairs.csv", *FIT, "--seed", "9" * 20, "--out", "m.safetensors"],
+        "Invalid value for '--seed'",
+    ),
     "no_option": (["fit", "pairs.csv", "--colour", "red"], "No such option"),
     "no_out": (["fit", "pairs.csv"], "Missing option '--out'"),
 }
@@ -110,6 +118,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, lore_command, name):
     pathlib.Path("rows.csv").write_text("user,chosen,rejected\na,0,1\na,3,12\n")
     pathlib.Path("half.npy").write_bytes(pathlib.Path("x.npy").read_bytes()[:-4])
     pathlib.Path("few.txt").write_text("a\nb\n")
+    pathlib.Path("null.jsonl").write_text("null\n{}\n")
     pathlib.Path("twice.txt").write_text("a\na\n")
     pathlib.Path("twelve.txt").write_text("\n".join("abcdefghijkl"))
     arguments, message = BAD[name]
@@ -128,6 +137,8 @@ def test_bad_input_beside_a_model(model, lore_command):
         users.write_users(pathlib.Path(name), adapted, np.ones(4), other)
     text = pathlib.Path("o.csv").read_text().splitlines()
     pathlib.Path("wrong.csv").write_text("\n".join([text[0], '"zoe",1,0.5,0.9,0.9']))
+    short = [line.rsplit(",", 1)[0] for line in text]
+    pathlib.Path("short.csv").write_text("\n".join(short))
     pathlib.Path("zoe.csv").write_text("user,chosen,rejected\nzoe,0,1\n")
     whole = pathlib.Path(model).read_bytes()
     pathlib.Path("half.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -138,6 +149,7 @@ def test_bad_input_beside_a_model(model, lore_command):
     for arguments, message in (
         ((*score, "--user", "zoe"), "'zoe', which is not in the users"),
         (score, "give --user NAME, or a column user"),
+        ((*score, "--users", "short.csv"), "missing columns .*'weight_1'.*found"),
         ((*score, "--user", "ann", "--top", "0"), "--top must be at least 1"),
         ((*score, "--user", "ann", "--users", "o.safetensors"), "another model"),
         ((*score, "--user", "zoe", "--users", "wrong.csv"), "wrong.csv is damaged"),

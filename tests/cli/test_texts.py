@@ -197,3 +197,17 @@ def test_reports_are_lines_or_json():
 )
 def test_names_as_the_known_kind(names, known, want):
     assert inputs.like(names, known).tolist() == want
+
+
+@pytest.mark.parametrize(
+    "name", ["ann", "--5", "²", "0101", " 101", "+101", "1_01", "-0", "9" * 20]
+)
+def test_only_the_same_digits_are_a_known_integer(name):
+    with pytest.raises(ValueError, match=f"user '?{re.escape(name)}'? is not known"):
+        inputs.like(["101", name], np.array([101, 5]))
+
+
+@pytest.mark.parametrize("names", [[2**53 + 1, 7], [2**63 + 1, 7], ["a", "b"]])
+def test_a_list_of_names_is_exact(names):
+    array, distinct = tables.names(names)
+    assert (array.tolist(), distinct.tolist()) == (names, sorted(names))

@@ -255,3 +255,17 @@ def test_another_key_reuses_the_compiled_steps(table, compilations):
     for seed in (1, 2, 3):
         lore.fit(table, rank=2, key=jax.random.key(seed), recipe=single)
     assert steps.run._cache_size() == before
+
+
+@pytest.mark.parametrize("temperature", [0.01, 100.0])
+def test_the_temperature_scales_the_basis_alone(planted, temperature):
+    """Margins are x · V · p / T: λ, the start and the steps are in units of margins."""
+    fits = []
+    for t in (1.0, temperature):
+        recipe = lore.Marginal(temperature=t, num_steps=30)
+        fits.append(lore.fit(planted.prefs, rank=2, key=KEY, recipe=recipe))
+    one, other = fits
+    want = np.asarray(one.model.basis)
+    got = np.asarray(other.model.basis) / temperature
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+    np.testing.assert_allclose(other.weights, one.weights, atol=1e-4)

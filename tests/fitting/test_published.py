@@ -37,6 +37,9 @@ def test_rank_zero_is_the_anchor_alone(table):
         assert len(fitted.history.loss) == 0
     new = lore.adapt(fitted.model, table)
     np.testing.assert_array_equal(new.weights, np.ones((12, 1)))
+    whole = lore.fit(table, rank=0, key=KEY, anchor=np.arange(5))
+    np.testing.assert_array_equal(whole.model.basis, anchor[:, None])
+    assert whole.model.basis.dtype == np.float32
 
 
 def test_rank_one_is_one_direction_for_everybody(table):
