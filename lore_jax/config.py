@@ -174,7 +174,7 @@ class Marginal:
       num_steps: optimiser steps at most. Training stops sooner, at a tenth of them,
         where held-out pairs say that this is better by two standard errors.
       learning_rate: Adam's, in units of the scaled problem.
-      temperature: T.
+      temperature: T. V grows with it; margins, and what λ means, do not depend on it.
       start: "svd", the directions that users' mean differences vary in most, or
         "random".
       num_starts: trainings on all pairs. The first begins at `start`, the others at

@@ -352,5 +352,5 @@ class RewardHead(nnx.Module):
         return jnp.divide(proj, self.temperature)
 
 
-def _log(weights: jax.Array) -> jax.Array:
+def _log(weights: Any) -> jax.Array:
     return jnp.log(jnp.maximum(weights, jnp.finfo(weights.dtype).tiny))
