@@ -146,7 +146,7 @@ def tuning(*arrays: Any) -> Tuning:
 
 
 def to_array(values: Any, dtype: Any = None) -> jax.Array:
-    """`jnp.asarray`, which compiles a program for every shape that it converts."""
+    """`jnp.asarray` without its program for every shape that it converts."""
     if isinstance(values, jax.Array):
         return values if dtype is None else values.astype(dtype)
     values = np.asarray(values, dtype)
