@@ -12,6 +12,7 @@ import lore_jax as lore
 from lore_jax._ids import Ids
 from lore_jax.cli import inputs, quickstart
 from lore_jax.cli.options import (
+    SEEDS,
     Chat,
     ChosenColumn,
     Embedder,
@@ -39,7 +40,6 @@ from lore_jax.cli.options import (
     UsersFile,
     WeightColumn,
     option,
-    seed_option,
     source_of,
     weights_of,
 )
@@ -93,7 +93,7 @@ def fit(
     steps: Annotated[
         int | None, option("--steps", help="Steps; default the recipe's.")
     ] = None,
-    seed: Annotated[int, seed_option("Of all that is random.")] = 0,
+    seed: Annotated[int, option("--seed", help="Of all that is random.", **SEEDS)] = 0,
     tensor: Tensor = None,
     item_column: ItemColumn = "item",
     kind: KindOption = None,
@@ -157,7 +157,9 @@ def adapt(
         MethodName,
         option("--method", help="Posterior mean, maximum likelihood, published Adam."),
     ] = MethodName.posterior,
-    seed: Annotated[int, seed_option("Of the published method.")] = 0,
+    seed: Annotated[
+        int, option("--seed", help="Of the published method.", **SEEDS)
+    ] = 0,
     tensor: Tensor = None,
     item_column: ItemColumn = "item",
     kind: KindOption = None,

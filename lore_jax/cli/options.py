@@ -46,16 +46,12 @@ class Kind(enum.StrEnum):
     sentence = "sentence"
 
 
-def option(
-    *flags: str, help: str, metavar: str | None = None, panel: str | None = None
-) -> Any:
+SEEDS: dict[str, Any] = {"min": -(1 << 63), "max": (1 << 63) - 1}  # what a key takes
+
+
+def option(*flags: str, help: str, panel: str | None = None, **more: Any) -> Any:
     """An option of a command, in a panel of its help."""
-    return typer.Option(*flags, help=help, metavar=metavar, rich_help_panel=panel)
-
-
-def seed_option(help: str) -> Any:
-    """--seed, as large as a key takes."""
-    return typer.Option("--seed", help=help, min=-(1 << 63), max=(1 << 63) - 1)
+    return typer.Option(*flags, help=help, rich_help_panel=panel, **more)
 
 
 def _column(name: str, what: str) -> Any:
